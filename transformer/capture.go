@@ -1,0 +1,293 @@
+package transformer
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/gomlx/gomlx/core/tensors"
+)
+
+// Capture says what a run keeps.
+type Capture struct {
+	Sites  []Site
+	Layers []int // layers at which block sites are kept; nil means all
+	// Positions kept; nil means all. −1 is the last position of each row, −2 the one before it, and so on.
+	// Logits are computed at these positions only.
+	Positions []int
+	// Base keeps the residual stream, keys and values of every layer on the device, for Resume.
+	Base bool
+	// Cuts keeps what Gradient needs, on the device.
+	Cuts bool
+}
+
+// wants reports whether the site of the layer is asked for.
+func (c *Capture) wants(s Site, layer int) bool {
+	return slices.Contains(c.Sites, s) && (!s.InBlock() || c.Layers == nil || slices.Contains(c.Layers, layer))
+}
+
+// check refuses captures the model does not have.
+func (c *Capture) check(cfg *Config) error {
+	for _, l := range c.Layers {
+		if l < 0 || l >= cfg.Layers {
+			return fmt.Errorf("capture layer %d: the model has %d layers", l, cfg.Layers)
+		}
+	}
+	for _, s := range c.Sites {
+		if _, err := ParseSite(string(s)); err != nil {
+			return err
+		}
+		has := false
+		for l := range cfg.Layers {
+			has = has || cfg.HasSite(s, l)
+		}
+		if !has {
+			return fmt.Errorf("%w: %s has no %s", ErrSite, cfg.Family, s)
+		}
+	}
+	return nil
+}
+
+// place is a site of a layer; layer is −1 outside blocks.
+type place struct {
+	site  Site
+	layer int
+}
+
+func placeOf(s Site, layer int) place {
+	if !s.InBlock() {
+		layer = -1
+	}
+	return place{s, layer}
+}
+
+// Run is a finished run: what was captured, and the state that Resume and Gradient start from. Everything stays on the
+// device until it is read. Close it to free that memory at once.
+type Run struct {
+	IDs [][]int // the token ids of each row
+
+	model   *Model
+	capture Capture
+	ivs     []Intervention
+	f       frame
+	from    From
+	base    *Run     // what was resumed, nil for a full run
+	extend  *Decoder // whose caches take this run's keys and values, nil for none
+
+	device  map[place]*tensors.Tensor // captured, in bucket shape
+	host    map[place]*Tensor         // captured, final shape
+	states  []layerState              // by layer, when Base or Cuts are kept
+	last    *tensors.Tensor           // residual stream after the last block, when Base or Cuts are kept
+	headAt  []rowPosition             // rows of the logits
+	owned   []*tensors.Tensor
+	started *tensors.Tensor // program input: first position of each row
+	lengths *tensors.Tensor // program input: tokens of each row (encoders)
+}
+
+// layerState is what a run keeps of a layer on the device.
+type layerState struct {
+	x, k, v *tensors.Tensor
+	cuts    values
+	touches values // inputs of the interventions, for the way back
+	touched []touched
+	baseK   *tensors.Tensor // keys and values of the base that the layer saw, when resumed
+	baseV   *tensors.Tensor
+}
+
+type rowPosition struct{ row, position int }
+
+// Rows is the number of sequences.
+func (r *Run) Rows() int { return len(r.IDs) }
+
+// Start is the first position the run computed: 0, or where it was resumed.
+func (r *Run) Start() int { return r.from.Position }
+
+// Has reports whether the run captured the site.
+func (r *Run) Has(s Site, layer int) bool {
+	p := placeOf(s, layer)
+	return r.device[p] != nil || r.host[p] != nil
+}
+
+// own takes tensors that live as long as the run.
+func (r *Run) own(ts ...*tensors.Tensor) {
+	for _, t := range ts {
+		if t != nil && !slices.Contains(r.owned, t) {
+			r.owned = append(r.owned, t)
+		}
+	}
+}
+
+func (r *Run) owns(t *tensors.Tensor) bool { return slices.Contains(r.owned, t) }
+
+// Close frees the run's device memory. Captures that were read stay readable.
+func (r *Run) Close() {
+	free(r.owned...)
+	r.owned, r.device, r.states, r.last = nil, nil, nil, nil
+}
+
+// Tensor returns a captured site with the shape of its doc comment: rows, then the captured positions (all positions
+// from Start on if none were named), then the site's axes; pattern is [rows, H, positions, T]. Positions behind the end
+// of a row are zero.
+func (r *Run) Tensor(s Site, layer int) (*Tensor, error) {
+	p := placeOf(s, layer)
+	if t := r.host[p]; t != nil {
+		return t, nil
+	}
+	d := r.device[p]
+	if d == nil {
+		return nil, fmt.Errorf("%w: the run did not capture %s of layer %d", ErrSite, s, layer)
+	}
+	raw, err := download(d)
+	if err != nil {
+		return nil, fmt.Errorf("%s of layer %d: %w", s, layer, err)
+	}
+	t := r.trim(s, raw)
+	r.host[p] = t
+	return t, nil
+}
+
+// positions are the captured positions of a row, −1 where a row has none there.
+func (r *Run) positions(row int) []int {
+	n := len(r.IDs[row])
+	var out []int
+	if r.capture.Positions == nil {
+		for p := r.from.Position; p < r.f.total; p++ {
+			if p >= n {
+				p = -1
+				for range r.f.total - max(n, r.from.Position) {
+					out = append(out, p)
+				}
+				break
+			}
+			out = append(out, p)
+		}
+		return out
+	}
+	for _, p := range r.capture.Positions {
+		if p < 0 {
+			p += n
+		}
+		if p < r.from.Position || p >= n {
+			p = -1
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// trim takes the real rows and the asked positions out of a tensor in bucket shape.
+func (r *Run) trim(s Site, raw *Tensor) *Tensor {
+	count := len(r.positions(0))
+	if s == Pattern {
+		return r.trimPattern(raw, count)
+	}
+	out := NewTensor(append([]int{r.Rows(), count}, raw.Shape[2:]...)...)
+	size := product(raw.Shape[2:])
+	for row := range r.IDs {
+		for i, p := range r.positions(row) {
+			if p >= 0 {
+				copy(out.Data[(row*count+i)*size:][:size], raw.Data[(row*r.f.slots+p-r.f.first)*size:][:size])
+			}
+		}
+	}
+	return out
+}
+
+// trimPattern also puts base and own keys into one axis of positions.
+func (r *Run) trimPattern(raw *Tensor, count int) *Tensor {
+	heads, keys := raw.Shape[1], raw.Shape[3]
+	out := NewTensor(r.Rows(), heads, count, r.f.total)
+	for row := range r.IDs {
+		for h := range heads {
+			for i, p := range r.positions(row) {
+				if p < 0 {
+					continue
+				}
+				src := raw.Data[((row*heads+h)*r.f.slots+p-r.f.first)*keys:][:keys]
+				dst := out.Data[((row*heads+h)*count+i)*r.f.total:][:r.f.total]
+				copy(dst, src[:min(r.f.first, r.f.base)])
+				copy(dst[r.f.first:], src[r.f.base:])
+			}
+		}
+	}
+	return out
+}
+
+// mean is a captured site's mean over rows and positions, by feature.
+func (r *Run) mean(s Site, layer int) ([]float32, error) {
+	t, err := r.Tensor(s, layer)
+	if err != nil {
+		return nil, err
+	}
+	width := product(t.Shape[2:])
+	sum := make([]float64, width)
+	n := 0
+	for row := range r.IDs {
+		for i, p := range r.positions(row) {
+			if p < 0 {
+				continue
+			}
+			n++
+			for j, v := range t.At(row, i).Data {
+				sum[j] += float64(v)
+			}
+		}
+	}
+	out := make([]float32, width)
+	for j := range sum {
+		out[j] = float32(sum[j] / float64(n))
+	}
+	return out, nil
+}
+
+// copySource gives this run's values for another run's selection.
+func (r *Run) copySource(s Site, layer int, f frame, sel selection) (func(ri, pi, fi int) float32, error) {
+	t, err := r.Tensor(s, layer)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range sel.rows {
+		if row >= r.Rows() && r.Rows() != 1 {
+			return nil, fmt.Errorf("%w: copy row %d from a run of %d rows", ErrIntervention, row, r.Rows())
+		}
+	}
+	where := func(row, position int) int { return slices.Index(r.positions(row), position) }
+	for _, row := range sel.rows {
+		for _, p := range sel.positions {
+			if p < min(f.total, len(r.IDs[min(row, r.Rows()-1)])) && where(min(row, r.Rows()-1), p) < 0 {
+				return nil, fmt.Errorf("%w: copy position %d, which the source run did not capture", ErrIntervention, p)
+			}
+		}
+	}
+	width := product(t.Shape[2:])
+	return func(ri, pi, fi int) float32 {
+		row := min(sel.rows[ri], r.Rows()-1)
+		at := where(row, sel.positions[pi])
+		if at < 0 {
+			return 0
+		}
+		if s == Pattern {
+			keys := f.base + f.slots
+			head, slot := sel.features[fi]/keys, sel.features[fi]%keys
+			return r.patternAt(t, row, head, at, f.slotPosition(slot))
+		}
+		return t.Data[(row*t.Shape[1]+at)*width+sel.features[fi]]
+	}, nil
+}
+
+// slotPosition is the key position of a slot, −1 if it holds none that is seen.
+func (f frame) slotPosition(slot int) int {
+	if slot >= f.base {
+		return f.first + slot - f.base
+	}
+	if slot < f.first {
+		return slot
+	}
+	return -1
+}
+
+func (r *Run) patternAt(t *Tensor, row, head, at, key int) float32 {
+	if key < 0 || key >= t.Shape[3] {
+		return 0
+	}
+	return t.Data[((row*t.Shape[1]+head)*t.Shape[2]+at)*t.Shape[3]+key]
+}

@@ -1,0 +1,369 @@
+package transformer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Op is what an intervention does to the values at a site.
+type Op int
+
+// The operations. x is the value the run computed.
+const (
+	OpSet     Op = iota // Value
+	OpAdd               // x + Value
+	OpScale             // x · Value
+	OpZero              // 0
+	OpMean              // the mean of From's values over its rows and positions
+	OpCopy              // From's value at the same position (same row, or its only row)
+	OpProject           // x + Σ_i (Value_i − x·u_i) u_i over orthonormal Directions u_i; no Value means 0: ablation
+)
+
+// String is the name of the operation.
+func (o Op) String() string {
+	return [...]string{"set", "add", "scale", "zero", "mean", "copy", "project"}[o]
+}
+
+// Intervention changes the values at one site of one layer while a model runs. Several interventions at a site act in
+// their order, projections last. Rows and positions are those of the whole sequence, also when a run is resumed.
+type Intervention struct {
+	Site  Site
+	Layer int // ignored at embed, final and logits
+	Op    Op
+
+	Rows      []int // sequences of the batch; nil means all
+	Positions []int // nil means all; destination positions at pattern
+	Units     []int // heads at q, k, v, head_out and pattern; components (neurons) elsewhere; nil means all
+	Sources   []int // source positions, pattern only; nil means all
+
+	// Value has one number, or one per selected component (for OpProject: per direction), or one per selected row,
+	// position and component in that order.
+	Value []float32
+	// Directions are orthonormal vectors of the site's width, for OpProject.
+	Directions [][]float32
+	// From is a run that captured the site, for OpCopy and OpMean.
+	From *Run
+}
+
+// ErrIntervention is wrapped by errors about interventions that cannot be carried out.
+var ErrIntervention = errors.New("bad intervention")
+
+// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add, then projections. mul and
+// add have the axes [rows, positions, features], or [1, 1, features] when all rows and positions are treated alike;
+// features of pattern are heads × key slots.
+type touch struct {
+	site     Site
+	wide     bool // rows and positions apart
+	affine   bool
+	mul, add []float32
+	dirs     []float32 // [r, width]
+	alpha    []float32 // [rows,positions,r]: weight of the removed coordinate
+	beta     []float32 // [rows,positions,r]: coordinate put in
+	rank     int
+}
+
+// frame is the piece of a run that one call computes: positions first…first+slots−1 of rows sequences, with base slots
+// of keys in front. total is the number of real positions.
+type frame struct {
+	rows, slots, first, base, total int
+	realRows                        int
+}
+
+// unitsOf is the number of units at a site and the features of each.
+func (c *Config) unitsOf(s Site, layer int, f frame) (units, each int) {
+	switch s {
+	case Query, HeadOut, Key, Value:
+		dims := c.siteDims(s, layer)
+		return dims[0], dims[1]
+	case Pattern:
+		return c.Attention.Heads, f.base + f.slots
+	case Pre, GatePre, Up, Coef:
+		return c.Memories(layer), 1
+	}
+	return product(c.siteDims(s, layer)), 1
+}
+
+// check refuses an intervention that the model or the run cannot carry out.
+func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition int) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w at %s of layer %d: %s", ErrIntervention, iv.Site, iv.Layer, fmt.Sprintf(format, args...))
+	}
+	if iv.Site.InBlock() && (iv.Layer < 0 || iv.Layer >= c.Layers) {
+		return bad("the model has %d layers", c.Layers)
+	}
+	if !c.HasSite(iv.Site, iv.Layer) {
+		return fmt.Errorf("%w: %s has no %s at layer %d", ErrSite, c.Family, iv.Site, iv.Layer)
+	}
+	if iv.Site.InBlock() && iv.Layer < firstLayer {
+		return bad("the run resumes at layer %d", firstLayer)
+	}
+	if iv.Site == RouterIndices {
+		return bad("the choice of experts cannot be changed; change router_logits")
+	}
+	units, _ := c.unitsOf(iv.Site, iv.Layer, frame{})
+	for _, sel := range []struct {
+		name  string
+		index []int
+		n     int
+	}{{"row", iv.Rows, rows}, {"position", iv.Positions, total}, {"unit", iv.Units, units}, {"source", iv.Sources, total}} {
+		for _, i := range sel.index {
+			if i < 0 || i >= sel.n {
+				return bad("%s %d, there are %d", sel.name, i, sel.n)
+			}
+		}
+	}
+	for _, p := range iv.Positions {
+		if p < firstPosition {
+			return bad("position %d, the run resumes at %d", p, firstPosition)
+		}
+	}
+	if iv.Sources != nil && iv.Site != Pattern {
+		return bad("sources are for %s only", Pattern)
+	}
+	return iv.checkValues(c, bad)
+}
+
+func (iv *Intervention) checkValues(c *Config, bad func(string, ...any) error) error {
+	switch iv.Op {
+	case OpSet, OpAdd, OpScale:
+		if len(iv.Value) == 0 {
+			return bad("%s without a value", iv.Op)
+		}
+	case OpMean, OpCopy:
+		if iv.From == nil || !iv.From.Has(iv.Site, iv.Layer) {
+			return bad("%s from a run that did not capture the site", iv.Op)
+		}
+		if iv.Site == Pattern && iv.Op == OpMean {
+			return bad("the mean of a pattern is not a pattern")
+		}
+	case OpProject:
+		if len(iv.Directions) == 0 || iv.Units != nil {
+			return bad("project needs directions over all components")
+		}
+		if iv.Site == Pattern || iv.Site == Logits || c.HasExperts(iv.Layer) && len(c.siteDims(iv.Site, iv.Layer)) > 1 {
+			return bad("no projection at this site")
+		}
+		for _, u := range iv.Directions {
+			if len(u) != product(c.siteDims(iv.Site, iv.Layer)) {
+				return bad("direction of %d components, the site has %v", len(u), c.siteDims(iv.Site, iv.Layer))
+			}
+		}
+	case OpZero:
+	default:
+		return bad("unknown operation %d", iv.Op)
+	}
+	return nil
+}
+
+// prepare turns the interventions of a layer (−1: outside blocks) into program inputs, by site.
+func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([]*touch, error) {
+	var out []*touch
+	for _, s := range sites {
+		var here []Intervention
+		for _, iv := range ivs {
+			if iv.Site == s && (!s.InBlock() || iv.Layer == layer) && iv.reaches(f) {
+				here = append(here, iv)
+			}
+		}
+		if len(here) == 0 {
+			continue
+		}
+		t := &touch{site: s, wide: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.isWide() })}
+		for i := range here {
+			if err := t.join(c, &here[i], layer, f); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
+
+// reaches reports whether any selected position is computed in the frame.
+func (iv *Intervention) reaches(f frame) bool {
+	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool {
+		return p >= f.first && p < f.first+f.slots
+	})
+}
+
+// isWide reports whether rows or positions are treated differently.
+func (iv *Intervention) isWide() bool {
+	return iv.Rows != nil || iv.Positions != nil || iv.Op == OpCopy || iv.Sources != nil || len(iv.Value) > 1
+}
+
+// size is the extent of the touch's row and position axes.
+func (t *touch) size(f frame) (rows, slots int) {
+	if !t.wide {
+		return 1, 1
+	}
+	return f.rows, f.slots
+}
+
+// join adds one intervention to the touch.
+func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
+	units, each := c.unitsOf(t.site, layer, f)
+	width := units * each
+	rows, slots := t.size(f)
+	if iv.Op == OpProject {
+		t.project(iv, f, width)
+		return nil
+	}
+	if !t.affine {
+		t.affine = true
+		t.mul, t.add = make([]float32, rows*slots*width), make([]float32, rows*slots*width)
+		for i := range t.mul {
+			t.mul[i] = 1
+		}
+	}
+	sel := iv.selection(f, units, each)
+	src, err := iv.source(layer, f, sel)
+	if err != nil {
+		return err
+	}
+	for ri, r := range sel.rows {
+		for pi, p := range sel.slots {
+			at := 0
+			if t.wide {
+				at = (r*f.slots + p) * width
+			}
+			for fi, feature := range sel.features {
+				iv.apply(&t.mul[at+feature], &t.add[at+feature], src(ri, pi, fi))
+			}
+		}
+	}
+	return nil
+}
+
+// apply composes the operation with x·mul + add.
+func (iv *Intervention) apply(mul, add *float32, v float32) {
+	switch iv.Op {
+	case OpAdd:
+		*add += v
+	case OpScale:
+		*mul, *add = *mul*v, *add*v
+	default:
+		*mul, *add = 0, v
+	}
+}
+
+// selection are the rows, slots and features an intervention means within a frame.
+type selection struct {
+	rows, slots, features []int
+	positions             []int // of the slots
+	at                    []int // index of each slot's position among the asked positions
+	asked                 int   // number of positions asked for, inside the frame or not
+}
+
+func (iv *Intervention) selection(f frame, units, each int) selection {
+	s := selection{rows: orAll(iv.Rows, f.realRows)}
+	positions := iv.Positions
+	if positions == nil {
+		for p := f.first; p < f.first+f.slots; p++ {
+			positions = append(positions, p)
+		}
+	}
+	s.asked = len(positions)
+	for i, p := range positions {
+		if slot := p - f.first; slot >= 0 && slot < f.slots {
+			s.slots, s.positions, s.at = append(s.slots, slot), append(s.positions, p), append(s.at, i)
+		}
+	}
+	inner := orAll(nil, each)
+	if iv.Site == Pattern && iv.Sources != nil {
+		inner = inner[:0]
+		for _, p := range iv.Sources {
+			inner = append(inner, f.keySlot(p))
+		}
+	}
+	for _, u := range orAll(iv.Units, units) {
+		for _, i := range inner {
+			if i >= 0 {
+				s.features = append(s.features, u*each+i)
+			}
+		}
+	}
+	return s
+}
+
+// keySlot is the slot of a key position among base and own keys.
+func (f frame) keySlot(position int) int {
+	if position < f.first {
+		return position
+	}
+	if position-f.first >= f.slots {
+		return -1
+	}
+	return f.base + position - f.first
+}
+
+// orAll is the selection, or 0…n−1.
+func orAll(sel []int, n int) []int {
+	if sel != nil {
+		return sel
+	}
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+// source gives the value for the i-th selected row, slot and feature.
+func (iv *Intervention) source(layer int, f frame, sel selection) (func(ri, pi, fi int) float32, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w at %s of layer %d: %s", ErrIntervention, iv.Site, iv.Layer, fmt.Sprintf(format, args...))
+	}
+	switch iv.Op {
+	case OpZero:
+		return func(_, _, _ int) float32 { return 0 }, nil
+	case OpMean:
+		mean, err := iv.From.mean(iv.Site, layer)
+		return func(_, _, fi int) float32 { return mean[sel.features[fi]] }, err
+	case OpCopy:
+		return iv.From.copySource(iv.Site, layer, f, sel)
+	}
+	n, v := len(sel.features), iv.Value
+	switch len(v) {
+	case 1:
+		return func(_, _, _ int) float32 { return v[0] }, nil
+	case n:
+		return func(_, _, fi int) float32 { return v[fi] }, nil
+	case len(sel.rows) * sel.asked * n:
+		if iv.Positions == nil {
+			return nil, bad("a value per position needs the positions named")
+		}
+		return func(ri, pi, fi int) float32 { return v[(ri*sel.asked+sel.at[pi])*n+fi] }, nil
+	}
+	return nil, bad("%d values for %d rows, %d positions and %d components", len(v), len(sel.rows), sel.asked, n)
+}
+
+// project adds directions: x + ((x·Uᵀ) ⊙ alpha + beta)·U.
+func (t *touch) project(iv *Intervention, f frame, width int) {
+	rows, slots := t.size(f)
+	old, rank := t.rank, t.rank+len(iv.Directions)
+	alpha, beta := make([]float32, rows*slots*rank), make([]float32, rows*slots*rank)
+	for i := range rows * slots {
+		copy(alpha[i*rank:], t.alpha[i*old:(i+1)*old])
+		copy(beta[i*rank:], t.beta[i*old:(i+1)*old])
+	}
+	sel := iv.selection(f, width, 1)
+	for _, r := range sel.rows {
+		for _, p := range sel.slots {
+			at := 0
+			if t.wide {
+				at = r*slots + p
+			}
+			for k := range iv.Directions {
+				alpha[at*rank+old+k] = -1
+				if k < len(iv.Value) {
+					beta[at*rank+old+k] = iv.Value[k]
+				}
+			}
+		}
+	}
+	for _, u := range iv.Directions {
+		t.dirs = append(t.dirs, u...)
+	}
+	t.alpha, t.beta, t.rank = alpha, beta, rank
+}

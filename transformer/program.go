@@ -1,0 +1,93 @@
+package transformer
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/gomlx/compute"
+	"github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+)
+
+// nodes are a program's inputs or outputs by name.
+type nodes map[string]*graph.Node
+
+// values are the tensors given to a program or returned by it, by name.
+type values map[string]*tensors.Tensor
+
+// program is a computation with named inputs and outputs, compiled once per combination of input shapes.
+type program struct {
+	exec    *graph.Exec
+	inputs  []string
+	outputs []string
+}
+
+// programs keeps every program of a model by variant.
+type programs struct {
+	mu    sync.Mutex
+	byKey map[string]*program
+}
+
+// get returns the program of the key, building it first if it is new. The inputs and outputs of a key never change.
+func (p *programs) get(be compute.Backend, key string, inputs, outputs []string, build func(nodes) nodes) (*program, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if prog := p.byKey[key]; prog != nil {
+		return prog, nil
+	}
+	exec, err := graph.NewExec(be, func(in []*graph.Node) []*graph.Node {
+		named := make(nodes, len(in))
+		for i, n := range in {
+			named[inputs[i]] = n
+		}
+		got := build(named)
+		out := make([]*graph.Node, len(outputs))
+		for i, name := range outputs {
+			if out[i] = got[name]; out[i] == nil {
+				panic(fmt.Errorf("program %s has no output %q", key, name))
+			}
+		}
+		return out
+	})
+	if err != nil {
+		return nil, fmt.Errorf("build %s: %w", key, err)
+	}
+	exec.SetMaxCache(-1)
+	prog := &program{exec: exec.WithName(key), inputs: inputs, outputs: outputs}
+	if p.byKey == nil {
+		p.byKey = map[string]*program{}
+	}
+	p.byKey[key] = prog
+	return prog, nil
+}
+
+// call runs the program. Graph building panics come back as errors.
+func (p *program) call(args values) (values, error) {
+	in := make([]any, len(p.inputs))
+	for i, name := range p.inputs {
+		t := args[name]
+		if t == nil {
+			return nil, fmt.Errorf("program %s: input %q is missing", p.exec.Name(), name)
+		}
+		in[i] = t
+	}
+	out, err := p.exec.Call(in...)
+	if err != nil {
+		return nil, fmt.Errorf("run %s: %w", p.exec.Name(), err)
+	}
+	named := make(values, len(out))
+	for i, t := range out {
+		named[p.outputs[i]] = t
+	}
+	return named, nil
+}
+
+// close releases the compiled programs.
+func (p *programs) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, prog := range p.byKey {
+		prog.exec.Finalize()
+	}
+	p.byKey = nil
+}

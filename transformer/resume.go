@@ -1,0 +1,181 @@
+package transformer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	. "github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
+)
+
+// From is where a run is taken up again: the residual stream entering Layer, from Position on. Rows names the base row
+// that each new row continues; nil means every base row once. Layer may be the number of layers: only the head then.
+type From struct {
+	Layer    int
+	Position int
+	Rows     []int
+}
+
+// ErrResume is wrapped by errors about runs that cannot be taken up.
+var ErrResume = errors.New("cannot resume")
+
+// Resume recomputes the quadrant of later layers and of positions from a point on, for a batch of interventions at
+// once, over a base that its rows share. An intervention at layer l and position t changes nothing outside that
+// quadrant, so the result is what a whole run with the same interventions gives. The base must have been run with
+// Capture.Base. Interventions of the base act on what the base computed; those that fall into the quadrant have to be
+// passed again. Encoders see every position from everywhere: they resume at position 0 only.
+func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Capture, ivs ...Intervention) (*Run, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.checkResume(base, &from, capture); err != nil {
+		return nil, err
+	}
+	ids := make([][]int, len(from.Rows))
+	for i, row := range from.Rows {
+		ids[i] = base.IDs[row]
+	}
+	f, shared := m.resumeFrame(base, from)
+	r := m.newRun(ids, capture, ivs, f)
+	r.from, r.base = from, base
+	if err := m.checkRun(r); err != nil {
+		return nil, err
+	}
+	x, err := m.suffix(base, from, f)
+	if err != nil {
+		return nil, err
+	}
+	var past keysValues
+	if f.base > 0 {
+		past = m.pastOf(r, base, from.Rows, shared)
+	}
+	if err := m.layers(ctx, r, x, from.Layer, past); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (m *Model) checkResume(base *Run, from *From, capture Capture) error {
+	switch {
+	case base == nil || base.model != m:
+		return fmt.Errorf("%w: the base is not a run of this model", ErrResume)
+	case base.base != nil:
+		return fmt.Errorf("%w: the base is itself resumed", ErrResume)
+	case !base.capture.Base || base.states == nil:
+		return fmt.Errorf("%w: the base was not run with Capture.Base, or is closed", ErrResume)
+	case capture.Base:
+		return fmt.Errorf("%w: a resumed run cannot be a base", ErrResume)
+	case from.Layer < 0 || from.Layer > m.Config.Layers:
+		return fmt.Errorf("%w at layer %d: the model has %d", ErrResume, from.Layer, m.Config.Layers)
+	case from.Position < 0 || from.Position >= base.f.total:
+		return fmt.Errorf("%w at position %d: the base has %d", ErrResume, from.Position, base.f.total)
+	case m.Config.Encoder && from.Position > 0:
+		return fmt.Errorf("%w at position %d: an encoder's positions all see each other", ErrResume, from.Position)
+	}
+	if from.Rows == nil {
+		from.Rows = orAll(nil, base.Rows())
+	}
+	for _, row := range from.Rows {
+		if row < 0 || row >= base.Rows() {
+			return fmt.Errorf("%w of row %d: the base has %d", ErrResume, row, base.Rows())
+		}
+	}
+	if len(from.Rows) == 0 {
+		return fmt.Errorf("%w: no rows", ErrResume)
+	}
+	return nil
+}
+
+// resumeFrame chooses the shape of the quadrant. It may begin left of the asked position when a larger program is at
+// hand: what it recomputes there comes out the same. shared says that row r continues base row r mod N, so that the
+// base's keys and values need no copy.
+func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
+	rows, n := len(from.Rows), base.f.rows
+	shared = true
+	for i, row := range from.Rows {
+		shared = shared && row == i%n
+	}
+	want := shape{rows: rows, slots: base.f.total - from.Position}
+	if from.Position > 0 {
+		want.base = base.f.slots
+	}
+	perToken := m.Config.tokenCost() * float64(m.Config.Layers-from.Layer) / float64(m.Config.Layers)
+	key := "block"
+	if from.Position > 0 {
+		key = fmt.Sprintf("resume %d %t", n, shared)
+	}
+	size := m.buckets.choose(key, want, perToken)
+	if shared && size.rows%n != 0 {
+		size.rows += n - size.rows%n
+	}
+	f = frame{rows: size.rows, slots: min(size.slots, base.f.slots), total: base.f.total, realRows: rows}
+	f.first = min(from.Position, base.f.slots-f.slots)
+	if f.first > 0 {
+		f.base = base.f.slots
+	}
+	return f, shared
+}
+
+// suffix takes the residual stream of the base's rows from the frame's first position on.
+func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
+	x := base.last
+	if from.Layer < m.Config.Layers {
+		x = base.states[from.Layer].x
+	}
+	index := make([]int32, f.rows*f.slots)
+	for i := range f.rows {
+		row := 0
+		if i < len(from.Rows) {
+			row = from.Rows[i]
+		}
+		for s := range f.slots {
+			index[i*f.slots+s] = int32(row*base.f.slots + f.first + s)
+		}
+	}
+	at, err := upload(m.backend, index, len(index), 1)
+	if err != nil {
+		return nil, err
+	}
+	defer free(at)
+	key := fmt.Sprintf("suffix %d", f.rows)
+	prog, err := m.programs.get(m.backend, key, []string{"x", "at"}, []string{"y"}, func(in nodes) nodes {
+		d := in["x"].Shape().Dim(-1)
+		return nodes{"y": Reshape(gatherRows(in["x"], in["at"]), f.rows, -1, d)}
+	})
+	if err != nil {
+		return nil, err
+	}
+	out, err := prog.call(values{"x": x, "at": at})
+	return out["y"], err
+}
+
+// pastOf gives the base's keys and values, copied by row where rows do not share them in order.
+func (m *Model) pastOf(r *Run, base *Run, rows []int, shared bool) keysValues {
+	if shared {
+		return func(l int) (k, v *tensors.Tensor, err error) { return base.states[l].k, base.states[l].v, nil }
+	}
+	index := make([]int32, r.f.rows)
+	for i, row := range rows {
+		index[i] = int32(row)
+	}
+	return func(l int) (k, v *tensors.Tensor, err error) {
+		at, err := upload(m.backend, index, len(index), 1)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer free(at)
+		prog, err := m.programs.get(m.backend, "rows", []string{"k", "v", "at"}, []string{"k", "v"}, func(in nodes) nodes {
+			return nodes{"k": Gather(in["k"], in["at"]), "v": Gather(in["v"], in["at"])}
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		out, err := prog.call(values{"k": base.states[l].k, "v": base.states[l].v, "at": at})
+		if err != nil {
+			return nil, nil, err
+		}
+		r.own(out["k"], out["v"])
+		return out["k"], out["v"], nil
+	}
+}

@@ -1,0 +1,138 @@
+package transformer
+
+import (
+	"fmt"
+
+	"github.com/gomlx/compute"
+	. "github.com/gomlx/gomlx/core/graph"
+)
+
+// touched is the graph side of a touch: which site a program variant changes, and how. Values and selections are inputs.
+type touched struct {
+	site    Site
+	affine  bool
+	project bool
+}
+
+// String is the touch's part of a program key.
+func (t touched) String() string { return fmt.Sprintf("%s(%t,%t)", t.site, t.affine, t.project) }
+
+// inputs are the names of the touch's program inputs.
+func (t touched) inputs() []string {
+	var out []string
+	if t.affine {
+		out = append(out, t.name("mul"), t.name("add"))
+	}
+	if t.project {
+		out = append(out, t.name("dirs"), t.name("alpha"), t.name("beta"))
+	}
+	return out
+}
+
+func (t touched) name(what string) string { return "touch." + string(t.site) + "." + what }
+
+func (t *touch) graph() touched {
+	return touched{site: t.site, affine: t.affine, project: t.rank > 0}
+}
+
+// upload sends the touch's values to the device under the names of its inputs. Features of a site with several axes get
+// those axes back; pattern becomes [rows, H, positions, keys].
+func (t *touch) upload(be compute.Backend, c *Config, layer int, f frame, args values) error {
+	rows, slots := t.size(f)
+	g := t.graph()
+	put := func(what string, data []float32, dims ...int) (err error) {
+		args[g.name(what)], err = upload(be, data, dims...)
+		return err
+	}
+	units, each := c.unitsOf(t.site, layer, f)
+	if t.affine {
+		dims := []int{rows, slots, units, each}
+		mul, add := t.mul, t.add
+		switch {
+		case t.site == Pattern:
+			mul, add = swapAxes(mul, rows, slots, units, each), swapAxes(add, rows, slots, units, each)
+			dims = []int{rows, units, slots, each}
+		case c.HasExperts(layer) && (t.site == GatePre || t.site == Up || t.site == Coef):
+			dims = []int{rows, slots, c.FFN.Experts, c.FFN.ExpertHidden}
+		case each == 1:
+			dims = []int{rows, slots, units}
+		}
+		if err := put("mul", mul, dims...); err != nil {
+			return err
+		}
+		if err := put("add", add, dims...); err != nil {
+			return err
+		}
+	}
+	if t.rank == 0 {
+		return nil
+	}
+	if err := put("dirs", t.dirs, t.rank, units*each); err != nil {
+		return err
+	}
+	if err := put("alpha", t.alpha, rows, slots, t.rank); err != nil {
+		return err
+	}
+	return put("beta", t.beta, rows, slots, t.rank)
+}
+
+// swapAxes exchanges the two middle axes of [a,b,c,d].
+func swapAxes(x []float32, a, b, c, d int) []float32 {
+	out := make([]float32, len(x))
+	for i := range a {
+		for j := range b {
+			for k := range c {
+				copy(out[((i*c+k)*b+j)*d:][:d], x[((i*b+j)*c+k)*d:][:d])
+			}
+		}
+	}
+	return out
+}
+
+// apply is x·mul + add, then x + ((x·Uᵀ)⊙alpha + beta)·U.
+func (t touched) apply(b *block, x *Node) *Node {
+	if t.affine {
+		mul, add := b.in[t.name("mul")], b.in[t.name("add")]
+		if b.chosen != nil && x.Rank() == 4 {
+			mul, add = b.pick(mul, x), b.pick(add, x)
+		}
+		x = Add(Mul(x, fit(mul, x)), fit(add, x))
+	}
+	if t.project {
+		u := b.in[t.name("dirs")]
+		flat := Reshape(x, x.Shape().Dim(0), x.Shape().Dim(1), -1)
+		along := matmul(flat, Transpose(u, 0, 1))
+		along = Add(Mul(along, fit(b.in[t.name("alpha")], along)), fit(b.in[t.name("beta")], along))
+		x = Reshape(Add(flat, matmul(along, u)), x.Shape().Dimensions...)
+	}
+	return x
+}
+
+// pull is the cotangent before the touch for the cotangent v after it.
+func (t touched) pull(b *block, v *Node) *Node {
+	if t.project {
+		u := b.in[t.name("dirs")]
+		flat := Reshape(v, v.Shape().Dim(0), v.Shape().Dim(1), -1)
+		along := matmul(flat, Transpose(u, 0, 1))
+		along = Mul(along, fit(b.in[t.name("alpha")], along))
+		v = Reshape(Add(flat, matmul(along, u)), v.Shape().Dimensions...)
+	}
+	if t.affine {
+		v = Mul(v, fit(b.in[t.name("mul")], v))
+	}
+	return v
+}
+
+// fit broadcasts a touch's input to the site.
+func fit(t, x *Node) *Node { return BroadcastToShape(t, x.Shape()) }
+
+// pick takes the chosen experts' features of t [rows|1, positions|1, E, F] for x [B,S,K,F].
+func (b *block) pick(t, x *Node) *Node {
+	dims := t.Shape().Dimensions
+	if dims[0]*dims[1] == 1 {
+		y := Einsum("nke,ef->nkf", b.chosen, Reshape(t, dims[2], dims[3]))
+		return Reshape(y, x.Shape().Dimensions...)
+	}
+	y := Einsum("nke,nef->nkf", b.chosen, Reshape(t, dims[0]*dims[1], dims[2], dims[3]))
+	return Reshape(y, x.Shape().Dimensions...)
+}
