@@ -1,0 +1,75 @@
+// Package backendtest runs tests on every backend that opens on the machine.
+package backendtest
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gomlx/compute"
+
+	"github.com/engram-go/engram/internal/backend"
+)
+
+// Env names the environment variable with the backends to test on, separated by commas. A backend that is named there
+// and does not open is a failure; without the variable all are tried and those that do not open are skipped.
+const Env = "ENGRAM_TEST_BACKENDS"
+
+// opened holds one instance of each backend for the whole test process: plugins take a moment to load, and compiled
+// programs can be shared. Nothing finalizes them, the process's end does.
+var opened struct {
+	sync.Mutex
+	instances map[string]*instance
+}
+
+type instance struct {
+	be  compute.Backend
+	err error
+}
+
+// Each runs test as a subtest on every backend.
+func Each(t *testing.T, test func(t *testing.T, be compute.Backend)) {
+	t.Helper()
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) { test(t, Open(t, name)) })
+	}
+}
+
+// Names lists the backends to test on.
+func Names() []string {
+	if list := os.Getenv(Env); list != "" {
+		return strings.Split(list, ",")
+	}
+	return backend.Names()
+}
+
+// Open is the shared instance of the backend. It skips the test where the backend does not open and nobody asked for
+// it.
+func Open(t testing.TB, name string) compute.Backend {
+	t.Helper()
+	i := open(name)
+	if i.err == nil {
+		return i.be
+	}
+	if os.Getenv(Env) != "" {
+		t.Fatalf("%s asks for it: %v", Env, i.err)
+	}
+	t.Skipf("%v", i.err)
+	return nil
+}
+
+func open(name string) *instance {
+	opened.Lock()
+	defer opened.Unlock()
+	if i := opened.instances[name]; i != nil {
+		return i
+	}
+	if opened.instances == nil {
+		opened.instances = map[string]*instance{}
+	}
+	i := &instance{}
+	i.be, _, i.err = backend.Open(name)
+	opened.instances[name] = i
+	return i
+}

@@ -1,0 +1,5 @@
+//go:build !(linux && amd64)
+
+package native
+
+func installCUDA(string) (string, error) { return "", ErrUnsupported }
