@@ -212,9 +212,30 @@ func (r *Run) trimPattern(raw *Tensor, count int) *Tensor {
 	return out
 }
 
+// features is a captured site with the features that interventions count: the memories of experts are spread over all
+// experts, those that were not chosen being 0.
+func (r *Run) features(s Site, layer int) (*Tensor, error) {
+	t, err := r.Tensor(s, layer)
+	c := r.model.Config
+	if err != nil || !c.isExpertMemory(s, layer) {
+		return t, err
+	}
+	chosen, err := r.Tensor(RouterIndices, layer)
+	if err != nil {
+		return nil, err
+	}
+	d := c.FFN.ExpertHidden
+	out := NewTensor(t.Shape[0], t.Shape[1], c.FFN.Experts*d)
+	for i, expert := range chosen.Data {
+		at := i/c.FFN.TopK*c.FFN.Experts + int(expert)
+		copy(out.Data[at*d:(at+1)*d], t.Data[i*d:(i+1)*d])
+	}
+	return out, nil
+}
+
 // mean is a captured site's mean over rows and positions, by feature.
 func (r *Run) mean(s Site, layer int) ([]float32, error) {
-	t, err := r.Tensor(s, layer)
+	t, err := r.features(s, layer)
 	if err != nil {
 		return nil, err
 	}
@@ -239,39 +260,54 @@ func (r *Run) mean(s Site, layer int) ([]float32, error) {
 	return out, nil
 }
 
-// copySource gives this run's values for another run's selection.
-func (r *Run) copySource(s Site, layer int, f frame, sel selection) (func(ri, pi, fi int) float32, error) {
-	t, err := r.Tensor(s, layer)
+// copySource gives this run's values for another run's selection; it has none where it did not capture the position.
+func (r *Run) copySource(s Site, layer int, f frame, sel selection) (valueAt, error) {
+	t, err := r.features(s, layer)
 	if err != nil {
 		return nil, err
 	}
-	for _, row := range sel.rows {
+	rows, at := make([]int, len(sel.rows)), make([][]int, len(sel.rows))
+	for i, row := range sel.rows {
 		if row >= r.Rows() && r.Rows() != 1 {
 			return nil, fmt.Errorf("%w: copy row %d from a run of %d rows", ErrIntervention, row, r.Rows())
 		}
-	}
-	where := func(row, position int) int { return slices.Index(r.positions(row), position) }
-	for _, row := range sel.rows {
+		rows[i] = min(row, r.Rows()-1)
+		captured := r.positions(rows[i])
 		for _, p := range sel.positions {
-			if p < min(f.total, len(r.IDs[min(row, r.Rows()-1)])) && where(min(row, r.Rows()-1), p) < 0 {
-				return nil, fmt.Errorf("%w: copy position %d, which the source run did not capture", ErrIntervention, p)
-			}
+			at[i] = append(at[i], slices.Index(captured, p))
 		}
 	}
 	width := product(t.Shape[2:])
-	return func(ri, pi, fi int) float32 {
-		row := min(sel.rows[ri], r.Rows()-1)
-		at := where(row, sel.positions[pi])
+	return func(ri, pi, fi int) (float32, bool) {
+		row, at := rows[ri], at[ri][pi]
 		if at < 0 {
-			return 0
+			return 0, false
 		}
 		if s == Pattern {
 			keys := f.base + f.slots
 			head, slot := sel.features[fi]/keys, sel.features[fi]%keys
-			return r.patternAt(t, row, head, at, f.slotPosition(slot))
+			return r.patternAt(t, row, head, at, f.slotPosition(slot)), true
 		}
-		return t.Data[(row*t.Shape[1]+at)*width+sel.features[fi]]
+		return t.Data[(row*t.Shape[1]+at)*width+sel.features[fi]], true
 	}, nil
+}
+
+// checkCopy refuses to copy named positions that a row has and its source row lacks.
+func (r *Run) checkCopy(iv *Intervention) error {
+	for _, row := range orAll(iv.Rows, r.Rows()) {
+		if row >= iv.From.Rows() && iv.From.Rows() != 1 {
+			return fmt.Errorf("%w at %s of layer %d: copy row %d from a run of %d rows",
+				ErrIntervention, iv.Site, iv.Layer, row, iv.From.Rows())
+		}
+		captured := iv.From.positions(min(row, iv.From.Rows()-1))
+		for _, p := range iv.Positions {
+			if p < len(r.IDs[row]) && !slices.Contains(captured, p) {
+				return fmt.Errorf("%w at %s of layer %d: copy position %d of row %d, which the source run did not capture",
+					ErrIntervention, iv.Site, iv.Layer, p, row)
+			}
+		}
+	}
+	return nil
 }
 
 // slotPosition is the key position of a slot, −1 if it holds none that is seen.

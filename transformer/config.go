@@ -145,9 +145,9 @@ type FFN struct {
 	DenseLayers  []bool // layers with a plain gated FFN instead; nil means none
 }
 
-// HasExperts reports whether the FFN of the layer is a mixture of experts.
+// HasExperts reports whether the FFN of the layer is a mixture of experts; outside the blocks (−1) nothing is.
 func (c *Config) HasExperts(layer int) bool {
-	return c.FFN.Kind == ExpertFFN && (c.FFN.DenseLayers == nil || !c.FFN.DenseLayers[layer])
+	return c.FFN.Kind == ExpertFFN && layer >= 0 && (c.FFN.DenseLayers == nil || !c.FFN.DenseLayers[layer])
 }
 
 // Window is the number of keys a query of the layer sees, itself included; 0 means all.

@@ -225,18 +225,25 @@ func everySite(m *transformer.Model) transformer.Capture {
 }
 
 // TestConformance holds the engine to the golden numbers of every family, on every backend and in every way of running.
+// Captures are the same throughout, so that few programs are compiled.
 func TestConformance(t *testing.T) {
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		for _, g := range goldens(t) {
 			t.Run(g.name, func(t *testing.T) {
 				m := g.open(t, be, loader.Options{})
-				t.Run("full", func(t *testing.T) { testFull(t, g, m) })
-				t.Run("batched", func(t *testing.T) { testBatched(t, g, m) })
-				t.Run("resumed", func(t *testing.T) { testResumed(t, g, m) })
-				t.Run("gradients", func(t *testing.T) { testGradients(t, g, m) })
+				c := everySite(m)
+				c.Base, c.Cuts = true, true
+				r := run(t, m, g.ids, c)
+				t.Run("full", func(t *testing.T) { testFull(t, g, m, r) })
+				t.Run("batched", func(t *testing.T) { testBatched(t, g, m, c) })
+				t.Run("resumed", func(t *testing.T) { testResumed(t, g, m, r) })
+				t.Run("gradients", func(t *testing.T) { checkGradients(t, g, m, r, 0, 0) })
 				t.Run("generated", func(t *testing.T) { testGenerated(t, g, m) })
-				t.Run("streamed", func(t *testing.T) { testFull(t, g, g.open(t, be, loader.Options{Stream: true})) })
-				t.Run("legacy", func(t *testing.T) { testLegacy(t, g, be) })
+				t.Run("streamed", func(t *testing.T) {
+					m := g.open(t, be, loader.Options{Stream: true, Share: m})
+					testFull(t, g, m, run(t, m, g.ids, c))
+				})
+				t.Run("legacy", func(t *testing.T) { testLegacy(t, g, m, c) })
 			})
 		}
 	})
@@ -253,8 +260,7 @@ func run(t *testing.T, m *transformer.Model, ids [][]int, c transformer.Capture,
 }
 
 // testFull: one run gives every site, and the identities between sites hold.
-func testFull(t *testing.T, g *golden, m *transformer.Model) {
-	r := run(t, m, g.ids, everySite(m))
+func testFull(t *testing.T, g *golden, m *transformer.Model, r *transformer.Run) {
 	g.compare(t, r, m.Config.Layers, g.rows(), 0, 0)
 	if m.Config.Layout == transformer.PostNorm {
 		return
@@ -279,17 +285,17 @@ func testFull(t *testing.T, g *golden, m *transformer.Model) {
 }
 
 // testBatched: a row's numbers do not depend on the rows beside it, on their lengths, or on the bucket.
-func testBatched(t *testing.T, g *golden, m *transformer.Model) {
+func testBatched(t *testing.T, g *golden, m *transformer.Model, c transformer.Capture) {
 	long, last := g.ids[0], g.ids[len(g.ids)-1]
 	short := last[:5]
 	for _, batch := range [][][]int{{long, short}, {long, short, short, last, short, long[:3], long[:1], short, short}} {
-		r := run(t, m, batch, everySite(m))
+		r := run(t, m, batch, c)
 		sub := &subRun{r, 0}
 		sub.compare(t, g, m)
 	}
 	if want := g.tensors["logits_short"]; want != nil {
 		n := want.Shape[1]
-		r := run(t, m, [][]int{long[:n], last}, transformer.Capture{Sites: []transformer.Site{transformer.Logits}})
+		r := run(t, m, [][]int{long[:n], last}, c)
 		got, err := r.Tensor(transformer.Logits, -1)
 		if err != nil {
 			t.Fatal(err)
@@ -324,9 +330,8 @@ func (s *subRun) compare(t *testing.T, g *golden, m *transformer.Model) {
 }
 
 // testResumed: a quadrant recomputed over a base equals the whole run, from several layers and positions, with rows
-// repeated and in another order.
-func testResumed(t *testing.T, g *golden, m *transformer.Model) {
-	base := run(t, m, g.ids, transformer.Capture{Base: true})
+// repeated and in another order; and the quadrant's gradients are those of the whole.
+func testResumed(t *testing.T, g *golden, m *transformer.Model, base *transformer.Run) {
 	L, T := m.Config.Layers, len(g.ids[0])
 	cases := []transformer.From{
 		{Layer: 0, Position: 0},
@@ -340,7 +345,9 @@ func testResumed(t *testing.T, g *golden, m *transformer.Model) {
 	}
 	for _, from := range cases {
 		t.Run(fmt.Sprintf("L%dT%d", from.Layer, from.Position), func(t *testing.T) {
-			r, err := m.Resume(t.Context(), base, from, everySite(m))
+			c := everySite(m)
+			c.Cuts = true
+			r, err := m.Resume(t.Context(), base, from, c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -350,26 +357,14 @@ func testResumed(t *testing.T, g *golden, m *transformer.Model) {
 				rows = g.rows()
 			}
 			g.compare(t, r, L, rows, from.Position, from.Layer)
+			if from.Rows == nil && from.Layer < L-1 {
+				checkGradients(t, g, m, r, from.Position, from.Layer)
+			}
 		})
 	}
 }
 
-// testGradients: both golden gradients, through a whole run and through a resumed quadrant.
-func testGradients(t *testing.T, g *golden, m *transformer.Model) {
-	r := run(t, m, g.ids, transformer.Capture{Cuts: true, Base: true})
-	checkGradients(t, g, m, r, 0, 0)
-	from := transformer.From{Layer: 1, Position: 4}
-	if m.Config.Encoder {
-		from.Position = 0
-	}
-	resumed, err := m.Resume(t.Context(), r, from, transformer.Capture{Cuts: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resumed.Close()
-	checkGradients(t, g, m, resumed, from.Position, from.Layer)
-}
-
+// checkGradients compares the golden gradients at positions from first and layers from lowest on.
 func checkGradients(t *testing.T, g *golden, m *transformer.Model, r *transformer.Run, first, lowest int) {
 	t.Helper()
 	var sites []transformer.Site
@@ -448,7 +443,7 @@ func testGenerated(t *testing.T, g *golden, m *transformer.Model) {
 }
 
 // testLegacy: the same checkpoint under the configuration that transformers 4 would have written.
-func testLegacy(t *testing.T, g *golden, be compute.Backend) {
+func testLegacy(t *testing.T, g *golden, like *transformer.Model, c transformer.Capture) {
 	legacy, err := os.ReadFile(filepath.Join(g.dir, "config.legacy.json"))
 	if os.IsNotExist(err) {
 		return // both spellings are one for this family
@@ -466,8 +461,7 @@ func testLegacy(t *testing.T, g *golden, be compute.Backend) {
 			t.Fatal(err)
 		}
 	}
-	old := &golden{name: g.name, dir: dir, ids: g.ids, tensors: map[string]*transformer.Tensor{"logits": g.tensors["logits"]}}
-	m := old.open(t, be, loader.Options{})
-	r := run(t, m, g.ids, transformer.Capture{Sites: []transformer.Site{transformer.Logits}})
-	old.compare(t, r, m.Config.Layers, g.rows(), 0, 0)
+	old := &golden{name: g.name, dir: dir, ids: g.ids, tensors: g.tensors}
+	m := old.open(t, like.Backend(), loader.Options{Share: like})
+	old.compare(t, run(t, m, g.ids, c), m.Config.Layers, g.rows(), 0, 0)
 }

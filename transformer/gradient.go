@@ -148,7 +148,7 @@ func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*ten
 		return nil, err
 	}
 	defer free(final)
-	logits, err := m.unembed(final)
+	logits, err := m.unembed(final, false)
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,7 @@ func (m *Model) unembedAt(r *Run, x *tensors.Tensor, index []int32, wantLogits b
 		return nil, nil, err
 	}
 	if wantLogits {
-		if logits, err = m.unembed(f); err != nil {
+		if logits, err = m.unembed(f, false); err != nil {
 			return nil, nil, err
 		}
 		logits.Shape[0], logits.Data = n, logits.Data[:n*m.Config.Vocab]
@@ -125,6 +125,23 @@ func (m *Model) finalAt(args values, change []touched) (*tensors.Tensor, error) 
 	return out["y"], err
 }
 
+// finalOf is the final norm (and BERT's head transform) of states [n,d].
+func (m *Model) finalOf(x *tensors.Tensor) (*tensors.Tensor, error) {
+	list := m.weights.present(m.Config.finalWeights(), -1)
+	args := values{"x": x}
+	if err := m.weights.load(args, list, -1, false); err != nil {
+		return nil, err
+	}
+	prog, err := m.programs.get(m.backend, "final of states", append([]string{"x"}, names(list)...), []string{"y"}, func(in nodes) nodes {
+		return nodes{"y": m.Config.finalGraph(in["x"], in)}
+	})
+	if err != nil {
+		return nil, err
+	}
+	out, err := prog.call(args)
+	return out["y"], err
+}
+
 // gatherRows takes rows [n] of x [B,S,d] seen as [B·S,d].
 func gatherRows(x, at *Node) *Node {
 	d := x.Shape().Dim(-1)
@@ -147,8 +164,8 @@ func (c *Config) finalGraph(x *Node, in nodes) *Node {
 const vocabChunk = 128 << 20
 
 // unembed multiplies final states [n,d] by the unembedding and returns the logits on the host. A streaming model goes
-// through the vocabulary in chunks.
-func (m *Model) unembed(final *tensors.Tensor) (*Tensor, error) {
+// through the vocabulary in chunks. With raw set, bias and softcap are left out.
+func (m *Model) unembed(final *tensors.Tensor, raw bool) (*Tensor, error) {
 	c := m.Config
 	n := final.Shape().Dim(0)
 	out := NewTensor(n, c.Vocab)
@@ -158,7 +175,7 @@ func (m *Model) unembed(final *tensors.Tensor) (*Tensor, error) {
 	}
 	for from := 0; from < c.Vocab; from += step {
 		to := min(from+step, c.Vocab)
-		part, err := m.logitsOf(final, Range{from, to})
+		part, err := m.logitsOf(final, Range{from, to}, raw)
 		if err != nil {
 			return nil, err
 		}
@@ -170,16 +187,24 @@ func (m *Model) unembed(final *tensors.Tensor) (*Tensor, error) {
 }
 
 // logitsOf are the logits of a range of the vocabulary.
-func (m *Model) logitsOf(final *tensors.Tensor, r Range) (*Tensor, error) {
+func (m *Model) logitsOf(final *tensors.Tensor, r Range, raw bool) (*Tensor, error) {
 	list := m.weights.present(m.Config.unembedWeights(r), -1)
+	if raw {
+		list = slices.DeleteFunc(list, func(w weight) bool { return w.kind == vector })
+	}
 	args := values{"x": final}
 	if err := m.weights.load(args, list, -1, false); err != nil {
 		return nil, err
 	}
 	defer m.weights.release(list, -1)
 	inputs := append([]string{"x"}, names(list)...)
-	prog, err := m.programs.get(m.backend, fmt.Sprint("unembed ", names(list)), inputs, []string{"y"}, func(in nodes) nodes {
-		return nodes{"y": m.Config.logitGraph(in["x"], in)}
+	key := fmt.Sprint("unembed ", names(list), raw)
+	prog, err := m.programs.get(m.backend, key, inputs, []string{"y"}, func(in nodes) nodes {
+		y := m.Config.logitGraph(in["x"], in)
+		if !raw {
+			y = softcap(y, m.Config.LogitSoftcap)
+		}
+		return nodes{"y": y}
 	})
 	if err != nil {
 		return nil, err
@@ -192,12 +217,12 @@ func (m *Model) logitsOf(final *tensors.Tensor, r Range) (*Tensor, error) {
 	return download(out["y"])
 }
 
-// logitGraph is softcap(final·U + b).
+// logitGraph is final·U + b, ahead of any softcap.
 func (c *Config) logitGraph(x *Node, in nodes) *Node {
 	if c.EmbedWidth != c.Width {
 		x = affine(x, in[string(SlotUnembedProject)], in[string(SlotUnembedProject.Bias())])
 	}
-	return softcap(affine(x, in[string(SlotUnembed)], in[string(SlotUnembed.Bias())]), c.LogitSoftcap)
+	return affine(x, in[string(SlotUnembed)], in[string(SlotUnembed.Bias())])
 }
 
 // touchLogits applies interventions at logits, on the host where they are.
@@ -242,12 +267,11 @@ func (t *touch) applyHost(x []float32, n, width int) {
 				row[j] = row[j]*t.mul[at+j] + t.add[at+j]
 			}
 		}
-		before := slices.Clone(row)
 		for k := range t.rank {
 			u := t.dirs[k*width : (k+1)*width]
 			along := float32(0)
 			for j := range row {
-				along += before[j] * u[j]
+				along += row[j] * u[j]
 			}
 			move := along*t.alpha[wide(i, t.rank)+k] + t.beta[wide(i, t.rank)+k]
 			for j := range row {

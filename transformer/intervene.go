@@ -3,6 +3,7 @@ package transformer
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -16,13 +17,17 @@ const (
 	OpScale             // x · Value
 	OpZero              // 0
 	OpMean              // the mean of From's values over its rows and positions
-	OpCopy              // From's value at the same position (same row, or its only row)
+	OpCopy              // From's value at the same position of the same row, or of its only row
 	OpProject           // x + Σ_i (Value_i − x·u_i) u_i over orthonormal Directions u_i; no Value means 0: ablation
 )
 
 // String is the name of the operation.
 func (o Op) String() string {
-	return [...]string{"set", "add", "scale", "zero", "mean", "copy", "project"}[o]
+	names := [...]string{"set", "add", "scale", "zero", "mean", "copy", "project"}
+	if o < 0 || int(o) >= len(names) {
+		return fmt.Sprintf("operation %d", int(o))
+	}
+	return names[o]
 }
 
 // Intervention changes the values at one site of one layer while a model runs. Several interventions at a site act in
@@ -33,16 +38,17 @@ type Intervention struct {
 	Op    Op
 
 	Rows      []int // sequences of the batch; nil means all
-	Positions []int // nil means all; destination positions at pattern
+	Positions []int // nil means all, for OpCopy all that From has; destination positions at pattern
 	Units     []int // heads at q, k, v, head_out and pattern; components (neurons) elsewhere; nil means all
-	Sources   []int // source positions, pattern only; nil means all
+	Sources   []int // source positions, pattern only; nil means all that the destination may see
 
 	// Value has one number, or one per selected component (for OpProject: per direction), or one per selected row,
 	// position and component in that order.
 	Value []float32
 	// Directions are orthonormal vectors of the site's width, for OpProject.
 	Directions [][]float32
-	// From is a run that captured the site, for OpCopy and OpMean.
+	// From is a run that captured the site, for OpCopy and OpMean. At the memories of experts it must have captured
+	// router_indices too; memories of experts that were not chosen count as 0 there.
 	From *Run
 }
 
@@ -68,6 +74,7 @@ type touch struct {
 type frame struct {
 	rows, slots, first, base, total int
 	realRows                        int
+	lengths                         []int // real positions of each row
 }
 
 // unitsOf is the number of units at a site and the features of each.
@@ -82,6 +89,11 @@ func (c *Config) unitsOf(s Site, layer int, f frame) (units, each int) {
 		return c.Memories(layer), 1
 	}
 	return product(c.siteDims(s, layer)), 1
+}
+
+// isExpertMemory reports whether a site holds the memories of the experts that a token was sent to.
+func (c *Config) isExpertMemory(s Site, layer int) bool {
+	return (s == GatePre || s == Up || s == Coef) && c.HasExperts(layer)
 }
 
 // check refuses an intervention that the model or the run cannot carry out.
@@ -121,37 +133,65 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 	if iv.Sources != nil && iv.Site != Pattern {
 		return bad("sources are for %s only", Pattern)
 	}
-	return iv.checkValues(c, bad)
-}
-
-func (iv *Intervention) checkValues(c *Config, bad func(string, ...any) error) error {
+	f := frame{slots: total, total: total, realRows: rows}
+	units, each := c.unitsOf(iv.Site, iv.Layer, f)
 	switch iv.Op {
 	case OpSet, OpAdd, OpScale:
-		if len(iv.Value) == 0 {
-			return bad("%s without a value", iv.Op)
-		}
+		_, err := iv.given(iv.selection(f, units, each))
+		return err
 	case OpMean, OpCopy:
-		if iv.From == nil || !iv.From.Has(iv.Site, iv.Layer) {
-			return bad("%s from a run that did not capture the site", iv.Op)
-		}
-		if iv.Site == Pattern && iv.Op == OpMean {
-			return bad("the mean of a pattern is not a pattern")
-		}
+		return iv.checkFrom(c, bad)
 	case OpProject:
-		if len(iv.Directions) == 0 || iv.Units != nil {
-			return bad("project needs directions over all components")
+		return iv.checkDirections(c, bad)
+	case OpZero:
+		return nil
+	}
+	return bad("unknown operation %d", iv.Op)
+}
+
+func (iv *Intervention) checkFrom(c *Config, bad func(string, ...any) error) error {
+	if iv.From == nil || !iv.From.Has(iv.Site, iv.Layer) {
+		return bad("%s from a run that did not capture the site", iv.Op)
+	}
+	if iv.Site == Pattern && iv.Op == OpMean {
+		return bad("the mean of a pattern is not a pattern")
+	}
+	if c.isExpertMemory(iv.Site, iv.Layer) && !iv.From.Has(RouterIndices, iv.Layer) {
+		return bad("%s from a run that did not capture %s", iv.Op, RouterIndices)
+	}
+	units, each := c.unitsOf(iv.Site, iv.Layer, frame{})
+	if u, e := iv.From.model.Config.unitsOf(iv.Site, iv.Layer, frame{}); u != units || e != each {
+		return bad("%s from a model of other sizes", iv.Op)
+	}
+	return nil
+}
+
+func (iv *Intervention) checkDirections(c *Config, bad func(string, ...any) error) error {
+	if len(iv.Directions) == 0 || iv.Units != nil {
+		return bad("project needs directions over all components")
+	}
+	if iv.Site == Pattern || iv.Site == Logits || c.isExpertMemory(iv.Site, iv.Layer) {
+		return bad("no projection at this site")
+	}
+	if len(iv.Value) > len(iv.Directions) {
+		return bad("%d values for %d directions", len(iv.Value), len(iv.Directions))
+	}
+	for i, u := range iv.Directions {
+		if len(u) != product(c.siteDims(iv.Site, iv.Layer)) {
+			return bad("direction of %d components, the site has %v", len(u), c.siteDims(iv.Site, iv.Layer))
 		}
-		if iv.Site == Pattern || iv.Site == Logits || c.HasExperts(iv.Layer) && len(c.siteDims(iv.Site, iv.Layer)) > 1 {
-			return bad("no projection at this site")
-		}
-		for _, u := range iv.Directions {
-			if len(u) != product(c.siteDims(iv.Site, iv.Layer)) {
-				return bad("direction of %d components, the site has %v", len(u), c.siteDims(iv.Site, iv.Layer))
+		for j, w := range iv.Directions[:i+1] {
+			want, along := 0.0, 0.0
+			if i == j {
+				want = 1
+			}
+			for k := range u {
+				along += float64(u[k]) * float64(w[k])
+			}
+			if !(math.Abs(along-want) < 1e-3) {
+				return bad("directions %d and %d have the product %g: they must be orthonormal", j, i, along)
 			}
 		}
-	case OpZero:
-	default:
-		return bad("unknown operation %d", iv.Op)
 	}
 	return nil
 }
@@ -189,7 +229,8 @@ func (iv *Intervention) reaches(f frame) bool {
 
 // isWide reports whether rows or positions are treated differently.
 func (iv *Intervention) isWide() bool {
-	return iv.Rows != nil || iv.Positions != nil || iv.Op == OpCopy || iv.Sources != nil || len(iv.Value) > 1
+	return iv.Rows != nil || iv.Positions != nil || iv.Op == OpCopy || iv.Sources != nil || len(iv.Value) > 1 ||
+		iv.Site == Pattern && (iv.Op == OpSet || iv.Op == OpAdd)
 }
 
 // size is the extent of the touch's row and position axes.
@@ -217,6 +258,9 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 		}
 	}
 	sel := iv.selection(f, units, each)
+	if !t.wide { // one row and one position stand for all
+		sel.rows, sel.slots = sel.rows[:1], sel.slots[:1]
+	}
 	src, err := iv.source(layer, f, sel)
 	if err != nil {
 		return err
@@ -227,12 +271,27 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 			if t.wide {
 				at = (r*f.slots + p) * width
 			}
+			seen := func(int) bool { return true }
+			if t.site == Pattern && iv.Sources == nil && t.wide {
+				seen = c.sourcesSeen(f, r, f.first+p)
+			}
 			for fi, feature := range sel.features {
-				iv.apply(&t.mul[at+feature], &t.add[at+feature], src(ri, pi, fi))
+				if v, ok := src(ri, pi, fi); ok && seen(fi%f.total) {
+					iv.apply(&t.mul[at+feature], &t.add[at+feature], v)
+				}
 			}
 		}
 	}
 	return nil
+}
+
+// sourcesSeen tells which source positions a destination of a row may see.
+func (c *Config) sourcesSeen(f frame, row, position int) func(source int) bool {
+	last := position
+	if c.Encoder {
+		last = f.lengths[row] - 1
+	}
+	return func(source int) bool { return source <= last }
 }
 
 // apply composes the operation with x·mul + add.
@@ -270,9 +329,13 @@ func (iv *Intervention) selection(f frame, units, each int) selection {
 		}
 	}
 	inner := orAll(nil, each)
-	if iv.Site == Pattern && iv.Sources != nil {
+	if iv.Site == Pattern {
 		inner = inner[:0]
-		for _, p := range iv.Sources {
+		sources := iv.Sources
+		if sources == nil {
+			sources = orAll(nil, f.total)
+		}
+		for _, p := range sources {
 			inner = append(inner, f.keySlot(p))
 		}
 	}
@@ -309,36 +372,46 @@ func orAll(sel []int, n int) []int {
 	return all
 }
 
-// source gives the value for the i-th selected row, slot and feature.
-func (iv *Intervention) source(layer int, f frame, sel selection) (func(ri, pi, fi int) float32, error) {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w at %s of layer %d: %s", ErrIntervention, iv.Site, iv.Layer, fmt.Sprintf(format, args...))
-	}
+// valueAt is the value for the i-th selected row, slot and feature; ok is false where there is none.
+type valueAt func(ri, pi, fi int) (v float32, ok bool)
+
+// source gives the values of an intervention.
+func (iv *Intervention) source(layer int, f frame, sel selection) (valueAt, error) {
 	switch iv.Op {
 	case OpZero:
-		return func(_, _, _ int) float32 { return 0 }, nil
+		return func(_, _, _ int) (float32, bool) { return 0, true }, nil
 	case OpMean:
 		mean, err := iv.From.mean(iv.Site, layer)
-		return func(_, _, fi int) float32 { return mean[sel.features[fi]] }, err
+		return func(_, _, fi int) (float32, bool) { return mean[sel.features[fi]], true }, err
 	case OpCopy:
 		return iv.From.copySource(iv.Site, layer, f, sel)
 	}
+	return iv.given(sel)
+}
+
+// given reads Value by the selection.
+func (iv *Intervention) given(sel selection) (valueAt, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w at %s of layer %d: %s", ErrIntervention, iv.Site, iv.Layer, fmt.Sprintf(format, args...))
+	}
 	n, v := len(sel.features), iv.Value
 	switch len(v) {
+	case 0:
+		return nil, bad("%s without a value", iv.Op)
 	case 1:
-		return func(_, _, _ int) float32 { return v[0] }, nil
+		return func(_, _, _ int) (float32, bool) { return v[0], true }, nil
 	case n:
-		return func(_, _, fi int) float32 { return v[fi] }, nil
+		return func(_, _, fi int) (float32, bool) { return v[fi], true }, nil
 	case len(sel.rows) * sel.asked * n:
 		if iv.Positions == nil {
 			return nil, bad("a value per position needs the positions named")
 		}
-		return func(ri, pi, fi int) float32 { return v[(ri*sel.asked+sel.at[pi])*n+fi] }, nil
+		return func(ri, pi, fi int) (float32, bool) { return v[(ri*sel.asked+sel.at[pi])*n+fi], true }, nil
 	}
 	return nil, bad("%d values for %d rows, %d positions and %d components", len(v), len(sel.rows), sel.asked, n)
 }
 
-// project adds directions: x + ((x·Uᵀ) ⊙ alpha + beta)·U.
+// project adds directions: x + c·U with c_k = (what x has along u_k by then)·alpha_k + beta_k, one after the other.
 func (t *touch) project(iv *Intervention, f frame, width int) {
 	rows, slots := t.size(f)
 	old, rank := t.rank, t.rank+len(iv.Directions)

@@ -3,6 +3,7 @@ package transformer
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 
 	"github.com/gomlx/compute"
@@ -19,9 +20,9 @@ type Model struct {
 
 	backend  compute.Backend
 	weights  *weightStore
-	programs programs
-	buckets  buckets
+	programs *programs
 	closer   func() error
+	closed   bool
 
 	mu sync.Mutex // one run at a time: the device is one, and memory is planned for one
 }
@@ -30,6 +31,9 @@ type Model struct {
 type Options struct {
 	// Stream releases each layer's weights after use, so that a model larger than memory runs at the disk's speed.
 	Stream bool
+	// Share takes the compiled programs of an open model with an equal configuration on the same backend, so that a
+	// second checkpoint of the architecture compiles nothing.
+	Share *Model
 }
 
 // New makes a model from a translated checkpoint. Close it to release the device's memory; closer, which may be nil,
@@ -53,7 +57,14 @@ func New(be compute.Backend, cfg *Config, bind Bindings, src Source, opts Option
 	if err != nil {
 		return nil, err
 	}
-	return &Model{Config: cfg, backend: be, weights: w, closer: closer}, nil
+	progs := &programs{}
+	if s := opts.Share; s != nil {
+		if s.backend != be || !reflect.DeepEqual(s.Config, cfg) {
+			return nil, fmt.Errorf("%w: models with different configurations or backends share no programs", ErrConfig)
+		}
+		progs = s.programs
+	}
+	return &Model{Config: cfg, backend: be, weights: w, programs: progs.join(), closer: closer}, nil
 }
 
 // Backend is the compute backend of the model.
@@ -63,8 +74,12 @@ func (m *Model) Backend() compute.Backend { return m.backend }
 func (m *Model) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
 	m.weights.close()
-	m.programs.close()
+	m.programs.leave()
 	if m.closer == nil {
 		return nil
 	}

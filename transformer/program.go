@@ -22,10 +22,21 @@ type program struct {
 	outputs []string
 }
 
-// programs keeps every program of a model by variant.
+// programs keeps every program of an architecture by variant, and the shapes they were compiled for. Models of equal
+// configuration on one backend may share them.
 type programs struct {
-	mu    sync.Mutex
-	byKey map[string]*program
+	mu      sync.Mutex
+	users   int // models that share it
+	byKey   map[string]*program
+	buckets buckets
+}
+
+// join adds a model to those that share the programs.
+func (p *programs) join() *programs {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.users++
+	return p
 }
 
 // get returns the program of the key, building it first if it is new. The inputs and outputs of a key never change.
@@ -82,10 +93,13 @@ func (p *program) call(args values) (values, error) {
 	return named, nil
 }
 
-// close releases the compiled programs.
-func (p *programs) close() {
+// leave releases the compiled programs when the last model leaves.
+func (p *programs) leave() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.users--; p.users > 0 {
+		return
+	}
 	for _, prog := range p.byKey {
 		prog.exec.Finalize()
 	}

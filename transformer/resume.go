@@ -105,7 +105,7 @@ func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
 	if from.Position > 0 {
 		key = fmt.Sprintf("resume %d %t", n, shared)
 	}
-	size := m.buckets.choose(key, want, perToken)
+	size := m.programs.buckets.choose(key, want, perToken)
 	if shared && size.rows%n != 0 {
 		size.rows += n - size.rows%n
 	}

@@ -23,7 +23,7 @@ func (m *Model) run(ctx context.Context, ids [][]int, capture Capture, ivs []Int
 		return nil, err
 	}
 	total := longest(ids)
-	size := m.buckets.choose("block", shape{rows: len(ids), slots: total}, m.Config.tokenCost())
+	size := m.programs.buckets.choose("block", shape{rows: len(ids), slots: total}, m.Config.tokenCost())
 	f := frame{rows: size.rows, slots: size.slots, total: total, realRows: len(ids)}
 	r := m.newRun(ids, capture, ivs, f)
 	if err := m.checkRun(r); err != nil {
@@ -60,6 +60,9 @@ func (c *Config) tokenCost() float64 {
 }
 
 func (m *Model) newRun(ids [][]int, capture Capture, ivs []Intervention, f frame) *Run {
+	for _, row := range ids {
+		f.lengths = append(f.lengths, len(row))
+	}
 	return &Run{
 		IDs: ids, model: m, capture: capture, ivs: ivs, f: f,
 		device: map[place]*tensors.Tensor{}, host: map[place]*Tensor{},
@@ -79,6 +82,11 @@ func (m *Model) checkRun(r *Run) error {
 	for i := range r.ivs {
 		if err := r.ivs[i].check(m.Config, r.Rows(), r.f.total, r.from.Layer, r.from.Position); err != nil {
 			return err
+		}
+		if r.ivs[i].Op == OpCopy {
+			if err := r.checkCopy(&r.ivs[i]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

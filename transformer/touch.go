@@ -52,7 +52,7 @@ func (t *touch) upload(be compute.Backend, c *Config, layer int, f frame, args v
 		case t.site == Pattern:
 			mul, add = swapAxes(mul, rows, slots, units, each), swapAxes(add, rows, slots, units, each)
 			dims = []int{rows, units, slots, each}
-		case c.HasExperts(layer) && (t.site == GatePre || t.site == Up || t.site == Coef):
+		case c.isExpertMemory(t.site, layer):
 			dims = []int{rows, slots, c.FFN.Experts, c.FFN.ExpertHidden}
 		case each == 1:
 			dims = []int{rows, slots, units}
@@ -89,7 +89,7 @@ func swapAxes(x []float32, a, b, c, d int) []float32 {
 	return out
 }
 
-// apply is x·mul + add, then x + ((x·Uᵀ)⊙alpha + beta)·U.
+// apply is x·mul + add, then x + moves·U.
 func (t touched) apply(b *block, x *Node) *Node {
 	if t.affine {
 		mul, add := b.in[t.name("mul")], b.in[t.name("add")]
@@ -101,9 +101,7 @@ func (t touched) apply(b *block, x *Node) *Node {
 	if t.project {
 		u := b.in[t.name("dirs")]
 		flat := Reshape(x, x.Shape().Dim(0), x.Shape().Dim(1), -1)
-		along := matmul(flat, Transpose(u, 0, 1))
-		along = Add(Mul(along, fit(b.in[t.name("alpha")], along)), fit(b.in[t.name("beta")], along))
-		x = Reshape(Add(flat, matmul(along, u)), x.Shape().Dimensions...)
+		x = Reshape(Add(flat, matmul(t.moves(b, flat, false), u)), x.Shape().Dimensions...)
 	}
 	return x
 }
@@ -113,14 +111,40 @@ func (t touched) pull(b *block, v *Node) *Node {
 	if t.project {
 		u := b.in[t.name("dirs")]
 		flat := Reshape(v, v.Shape().Dim(0), v.Shape().Dim(1), -1)
-		along := matmul(flat, Transpose(u, 0, 1))
-		along = Mul(along, fit(b.in[t.name("alpha")], along))
-		v = Reshape(Add(flat, matmul(along, u)), v.Shape().Dimensions...)
+		v = Reshape(Add(flat, matmul(t.moves(b, flat, true), u)), v.Shape().Dimensions...)
 	}
 	if t.affine {
 		v = Mul(v, fit(b.in[t.name("mul")], v))
 	}
 	return v
+}
+
+// moves says by how much x [B,S,width] moves along each direction, [B,S,r]: c_k = alpha_k·(x + Σ_j<k c_j u_j)·u_k + beta_k,
+// so that later projections see earlier ones. A cotangent takes the way back: in reverse, without beta.
+func (t touched) moves(b *block, x *Node, back bool) *Node {
+	u := b.in[t.name("dirs")]
+	along := matmul(x, Transpose(u, 0, 1))
+	alpha, beta := fit(b.in[t.name("alpha")], along), fit(b.in[t.name("beta")], along)
+	gram := InsertAxes(matmul(u, Transpose(u, 0, 1)), 0) // [1,r,r]
+	c := make([]*Node, u.Shape().Dim(0))
+	for i := range c {
+		k := i
+		if back {
+			k = len(c) - 1 - i
+		}
+		at := func(x *Node) *Node { return Slice(x, AxisRange(), AxisRange(), AxisRange(k, k+1)) }
+		c[k] = Mul(at(along), at(alpha))
+		if !back {
+			c[k] = Add(c[k], at(beta))
+		}
+		if i < len(c)-1 {
+			along = Add(along, Mul(c[k], Slice(gram, AxisRange(), AxisRange(k, k+1))))
+		}
+	}
+	if len(c) == 1 {
+		return c[0]
+	}
+	return Concatenate(c, -1)
 }
 
 // fit broadcasts a touch's input to the site.

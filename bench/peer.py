@@ -1,0 +1,51 @@
+"""Times eager PyTorch on a checkpoint, one job a line on standard input, seconds on standard output.
+
+usage: peer.py CHECKPOINT THREADS
+jobs: forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate)
+forward computes logits of the last position only, as engram does; gradient adds the backward pass for activations
+(weights need no gradient) from logit 7 − logit 11 at the last position of every row.
+"""
+import json, os, sys, time
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+import torch
+import transformers
+
+path, threads = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(threads)
+transformers.utils.logging.disable_progress_bar()
+model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+for p in model.parameters():
+    p.requires_grad_(False)
+
+
+def ids(b, t):
+    return torch.tensor([[(i * 7919 + r * 104729) % model.config.vocab_size for i in range(t)] for r in range(b)])
+
+
+def forward(b, t):
+    with torch.no_grad():
+        return model(input_ids=ids(b, t), use_cache=False, logits_to_keep=1).logits
+
+
+def gradient(b, t):
+    x = model.get_input_embeddings()(ids(b, t)).requires_grad_(True)
+    logits = model(inputs_embeds=x, use_cache=False, logits_to_keep=1).logits[:, -1]
+    (logits[:, 7] - logits[:, 11]).sum().backward()
+    return x.grad
+
+
+def generate(n, *prompt):
+    x = torch.tensor([list(map(int, prompt))])
+    with torch.no_grad():
+        return model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, min_new_tokens=n, do_sample=False)
+
+
+jobs = {"forward": forward, "gradient": gradient, "generate": generate}
+print("ready", torch.__version__, transformers.__version__, flush=True)
+for line in sys.stdin:
+    name, *args = line.split()
+    start = time.perf_counter()
+    jobs[name](*map(int, args))
+    print(time.perf_counter() - start, flush=True)
