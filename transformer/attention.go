@@ -27,7 +27,8 @@ func (b *block) attend(qkv *Node) *Node {
 	if c := a.ClipQKV; c != 0 {
 		q, k, v = ClipScalar(q, -c, c), ClipScalar(k, -c, c), ClipScalar(v, -c, c)
 	}
-	q, k, v = Reshape(q, n, s, a.Heads, a.HeadSize), Reshape(k, n, s, a.KVHeads, a.HeadSize), Reshape(v, n, s, a.KVHeads, a.HeadSize)
+	q = Reshape(q, n, s, a.Heads, a.HeadSize)
+	k, v = Reshape(k, n, s, a.KVHeads, a.HeadSize), Reshape(v, n, s, a.KVHeads, a.HeadSize)
 	if a.QKNorm == HeadQKNorm {
 		q, k = b.cfg.Norm.normalise(q, b.in["q_norm.gain"], nil), b.cfg.Norm.normalise(k, b.in["k_norm.gain"], nil)
 	}
@@ -73,7 +74,7 @@ func (b *block) scores(q, k, positions *Node) *Node {
 		scores = Add(scores, BroadcastToShape(bias, scores.Shape()))
 	}
 	scores = softcap(scores, a.Softcap)
-	visible := BroadcastToShape(InsertAxes(b.visible(positions, keys), 1), shapes.Make(dtypes.Bool, scores.Shape().Dimensions...))
+	visible := BroadcastToShape(InsertAxes(b.visible(positions, keys), 1), boolShape(scores))
 	return Where(visible, scores, FillScalar(q.Graph(), scores.Shape(), masked))
 }
 

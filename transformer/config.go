@@ -106,7 +106,7 @@ type Attention struct {
 	Softcap                  float64 // c·tanh(score/c) before masking; 0 means none
 	QKNorm                   QKNorm
 	ClipQKV                  float64 // q, k, v clamped to ±ClipQKV; 0 means none
-	Windows                  []int   // by layer: keys seen, the token itself included; 0 means all; nil means none anywhere
+	Windows                  []int   // by layer: keys seen, the token itself included; 0 means all; nil means 0s
 }
 
 // FFNKind is the kind of feed-forward network.
@@ -183,16 +183,16 @@ var ErrConfig = errors.New("bad configuration")
 // limit on any size in a configuration; it keeps products of two sizes inside an int64.
 const maxSize = 1 << 30
 
-// Validate checks sizes and combinations. Its errors wrap ErrConfig and name the setting.
-func (c *Config) Validate() error {
-	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
-	}
+// size is a number of a configuration that has to be positive.
+type size struct {
+	name  string
+	value int
+}
+
+// sizes are the numbers that every model, or a model with such an FFN, must have.
+func (c *Config) sizes() []size {
 	a, f := &c.Attention, &c.FFN
-	sizes := []struct {
-		name  string
-		value int
-	}{
+	all := []size{
 		{"layers", c.Layers},
 		{"width", c.Width},
 		{"vocabulary", c.Vocab},
@@ -203,23 +203,18 @@ func (c *Config) Validate() error {
 		{"head size", a.HeadSize},
 	}
 	if f.Kind == ExpertFFN {
-		sizes = append(sizes, struct {
-			name  string
-			value int
-		}{"experts", f.Experts}, struct {
-			name  string
-			value int
-		}{"experts per token", f.TopK}, struct {
-			name  string
-			value int
-		}{"expert width", f.ExpertHidden})
-	} else {
-		sizes = append(sizes, struct {
-			name  string
-			value int
-		}{"FFN width", f.Hidden})
+		return append(all, size{"experts", f.Experts}, size{"experts per token", f.TopK}, size{"expert width", f.ExpertHidden})
 	}
-	for _, s := range sizes {
+	return append(all, size{"FFN width", f.Hidden})
+}
+
+// Validate checks sizes and combinations. Its errors wrap ErrConfig and name the setting.
+func (c *Config) Validate() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
+	}
+	a, f := &c.Attention, &c.FFN
+	for _, s := range c.sizes() {
 		if s.value <= 0 || s.value > maxSize {
 			return bad("%s is %d", s.name, s.value)
 		}

@@ -31,7 +31,9 @@ type golden struct {
 func goldens(t testing.TB) []*golden {
 	t.Helper()
 	var all []*golden
-	for _, pattern := range []string{"../testdata/goldens/*", "../../shared/goldens/*", "../../shared/checkpoints/stories260K"} {
+	for _, pattern := range []string{
+		"../testdata/goldens/*", "../../shared/goldens/*", "../../shared/checkpoints/stories260K",
+	} {
 		found, err := filepath.Glob(filepath.Join(pattern, "golden.safetensors"))
 		if err != nil {
 			t.Fatal(err)
@@ -158,7 +160,8 @@ func near(t *testing.T, name string, got, want *transformer.Tensor, tol float64)
 		}
 	}
 	if !(worst <= tol) {
-		t.Errorf("%s: differs by %.3g (tolerance %.3g) at %d of %v: got %g, want %g", name, worst, tol, at, want.Shape, got.Data[at], want.Data[at])
+		t.Errorf("%s: differs by %.3g (tolerance %.3g) at %d of %v: got %g, want %g",
+			name, worst, tol, at, want.Shape, got.Data[at], want.Data[at])
 	}
 }
 
@@ -249,7 +252,9 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-func run(t *testing.T, m *transformer.Model, ids [][]int, c transformer.Capture, ivs ...transformer.Intervention) *transformer.Run {
+func run(
+	t *testing.T, m *transformer.Model, ids [][]int, c transformer.Capture, ivs ...transformer.Intervention,
+) *transformer.Run {
 	t.Helper()
 	r, err := m.Run(t.Context(), ids, c, ivs...)
 	if err != nil {

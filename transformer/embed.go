@@ -126,13 +126,10 @@ func (m *Model) embedProgram(r *Run, tokens *Tensor, extra []float32) (*tensors.
 		return nil, err
 	}
 	defer free(args["x"], args["extra"])
-	prog, err := m.programs.get(m.backend, "embed", append([]string{"x", "extra"}, names(list)...), []string{"y"}, func(in nodes) nodes {
-		return nodes{"y": c.embedGraph(in)}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	out, err := m.compute(recipe{
+		key: "embed", inputs: append([]string{"x", "extra"}, names(list)...), outputs: []string{"y"},
+		build: func(in nodes) nodes { return nodes{"y": c.embedGraph(in)} },
+	}, args)
 	return out["y"], err
 }
 

@@ -27,8 +27,8 @@ func (b *block) coefficients(gate, up *Node) *Node {
 // down is Σ coefficient·value + bias, [B,S,d].
 func (b *block) down(coef *Node) *Node { return affine(coef, b.in["down"], b.in["down.bias"]) }
 
-// experts is a mixture of experts: y = Σ_k w_k · down_{e_k}(act(gate_{e_k} x) ⊙ up_{e_k} x), plus a shared expert behind
-// a sigmoid gate where the model has one. Every expert is computed for every token and the chosen ones are picked by a
+// experts is a mixture of experts: y = Σ_k w_k · down_{e_k}(act(gate_{e_k} x) ⊙ up_{e_k} x), plus a shared expert
+// behind a sigmoid gate where the model has one. Every expert is computed for every token and the chosen ones are picked by a
 // one-hot product: exact, differentiable, and one program for any routing; the price is E/K times the arithmetic.
 func (b *block) experts(x *Node) *Node {
 	f := &b.cfg.FFN

@@ -138,16 +138,16 @@ func (b *block) extend(base, own *Node) *Node {
 // grow makes the caches larger: at least n slots, half as many again to spare.
 func (d *Decoder) grow(n int) error {
 	size := roundUp(min(max(n+n/2, 64), max(n, d.m.Config.Context)))
-	prog, err := d.m.programs.get(d.m.backend, fmt.Sprint("grow ", size), []string{"k", "v"}, []string{"k", "v"}, func(in nodes) nodes {
-		pad := func(x *Node) *Node { return GrowRight(x, 1, size-x.Shape().Dim(1), 0) }
-		return nodes{"k": pad(in["k"]), "v": pad(in["v"])}
-	})
-	if err != nil {
-		return err
+	larger := recipe{
+		key: fmt.Sprint("grow ", size), inputs: []string{"k", "v"}, outputs: []string{"k", "v"},
+		build: func(in nodes) nodes {
+			pad := func(x *Node) *Node { return GrowRight(x, 1, size-x.Shape().Dim(1), 0) }
+			return nodes{"k": pad(in["k"]), "v": pad(in["v"])}
+		},
 	}
 	for l := range d.caches {
 		c := &d.caches[l]
-		out, err := prog.call(values{"k": c.k, "v": c.v})
+		out, err := d.m.compute(larger, values{"k": c.k, "v": c.v})
 		if err != nil {
 			return err
 		}

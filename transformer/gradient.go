@@ -134,7 +134,8 @@ func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*ten
 			p = len(ids) - max(1, -p)
 		}
 		if p < r.from.Position || p >= len(ids) {
-			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d", ErrGradient, position, row, r.from.Position, len(ids)-1)
+			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d",
+				ErrGradient, position, row, r.from.Position, len(ids)-1)
 		}
 		index[row] = int32(row*r.f.slots + p - r.f.first)
 	}
@@ -184,18 +185,14 @@ func (m *Model) backFinal(r *Run, at *tensors.Tensor, cot *Tensor) (*tensors.Ten
 	}
 	defer free(args["v"])
 	inputs := slices.Concat([]string{"x", "at", "v"}, names(final), backNames(unembed))
-	prog, err := m.programs.get(m.backend, "final back", inputs, []string{"y"}, func(in nodes) nodes {
+	out, err := m.compute(recipe{key: "final back", inputs: inputs, outputs: []string{"y"}, build: func(in nodes) nodes {
 		v := matmul(in["v"], in[string(SlotUnembed)+backward])
 		if c.EmbedWidth != c.Width {
 			v = matmul(v, in[string(SlotUnembedProject)+backward])
 		}
 		x := in["x"]
 		return nodes{"y": pull(c.finalGraph(gatherRows(x, in["at"]), in), v, x)[0]}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	}}, args)
 	return out["y"], err
 }
 
@@ -280,16 +277,13 @@ func (m *Model) callBack(v variant, l int, outputs []string, args values) (value
 	for _, t := range v.touched {
 		inputs = append(inputs, t.inputs()...)
 	}
-	prog, err := m.programs.get(m.backend, v.key("back", names(list), outputs), inputs, outputs, func(in nodes) nodes {
+	key := v.key("back", names(list), outputs)
+	out, err := m.compute(recipe{key: key, inputs: inputs, outputs: outputs, build: func(in nodes) nodes {
 		b := newBlock(m.Config, v, in)
 		grads := nodes{}
 		grads["y"] = b.backward(in["v"], cutsOf(in), grads)
 		return grads
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	}}, args)
 	if err != nil {
 		return nil, fmt.Errorf("layer %d, backwards: %w", l, err)
 	}

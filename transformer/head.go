@@ -54,7 +54,9 @@ func (m *Model) head(r *Run, x *tensors.Tensor) error {
 }
 
 // unembedAt reads the residual stream at flat indices: final [n,d] and logits [n,V] (nil if not wanted).
-func (m *Model) unembedAt(r *Run, x *tensors.Tensor, index []int32, wantLogits bool) (final, logits *Tensor, err error) {
+func (m *Model) unembedAt(
+	r *Run, x *tensors.Tensor, index []int32, wantLogits bool,
+) (final, logits *Tensor, err error) {
 	n := len(index)
 	padded := make([]int32, roundUp(n))
 	copy(padded, index)
@@ -110,18 +112,14 @@ func (m *Model) finalAt(args values, change []touched) (*tensors.Tensor, error) 
 		inputs = append(inputs, t.inputs()...)
 		key += " " + t.String()
 	}
-	prog, err := m.programs.get(m.backend, key, inputs, []string{"y"}, func(in nodes) nodes {
+	out, err := m.compute(recipe{key: key, inputs: inputs, outputs: []string{"y"}, build: func(in nodes) nodes {
 		b := newBlock(m.Config, variant{touched: change}, in)
 		x := in["x"]
 		if len(change) == 0 {
 			return nodes{"y": m.Config.finalGraph(gatherRows(x, in["at"]), in)}
 		}
 		return nodes{"y": gatherRows(b.at(Final, m.Config.finalGraph(x, in)), in["at"])}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	}}, args)
 	return out["y"], err
 }
 
@@ -132,13 +130,10 @@ func (m *Model) finalOf(x *tensors.Tensor) (*tensors.Tensor, error) {
 	if err := m.weights.load(args, list, -1, false); err != nil {
 		return nil, err
 	}
-	prog, err := m.programs.get(m.backend, "final of states", append([]string{"x"}, names(list)...), []string{"y"}, func(in nodes) nodes {
-		return nodes{"y": m.Config.finalGraph(in["x"], in)}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	out, err := m.compute(recipe{
+		key: "final of states", inputs: append([]string{"x"}, names(list)...), outputs: []string{"y"},
+		build: func(in nodes) nodes { return nodes{"y": m.Config.finalGraph(in["x"], in)} },
+	}, args)
 	return out["y"], err
 }
 
@@ -199,17 +194,13 @@ func (m *Model) logitsOf(final *tensors.Tensor, r Range, raw bool) (*Tensor, err
 	defer m.weights.release(list, -1)
 	inputs := append([]string{"x"}, names(list)...)
 	key := fmt.Sprint("unembed ", names(list), raw)
-	prog, err := m.programs.get(m.backend, key, inputs, []string{"y"}, func(in nodes) nodes {
+	out, err := m.compute(recipe{key: key, inputs: inputs, outputs: []string{"y"}, build: func(in nodes) nodes {
 		y := m.Config.logitGraph(in["x"], in)
 		if !raw {
 			y = softcap(y, m.Config.LogitSoftcap)
 		}
 		return nodes{"y": y}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	}}, args)
 	if err != nil {
 		return nil, err
 	}

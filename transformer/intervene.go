@@ -101,6 +101,9 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w at %s of layer %d: %s", ErrIntervention, iv.Site, iv.Layer, fmt.Sprintf(format, args...))
 	}
+	if _, err := ParseSite(string(iv.Site)); err != nil {
+		return err
+	}
 	if iv.Site.InBlock() && (iv.Layer < 0 || iv.Layer >= c.Layers) {
 		return bad("the model has %d layers", c.Layers)
 	}
@@ -114,11 +117,15 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 		return bad("the choice of experts cannot be changed; change router_logits")
 	}
 	units, _ := c.unitsOf(iv.Site, iv.Layer, frame{})
-	for _, sel := range []struct {
+	type selected struct {
 		name  string
 		index []int
 		n     int
-	}{{"row", iv.Rows, rows}, {"position", iv.Positions, total}, {"unit", iv.Units, units}, {"source", iv.Sources, total}} {
+	}
+	for _, sel := range []selected{
+		{"row", iv.Rows, rows}, {"position", iv.Positions, total},
+		{"unit", iv.Units, units}, {"source", iv.Sources, total},
+	} {
 		for _, i := range sel.index {
 			if i < 0 || i >= sel.n {
 				return bad("%s %d, there are %d", sel.name, i, sel.n)

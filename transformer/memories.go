@@ -42,7 +42,8 @@ func (m *Model) Values(layer int) (*Tensor, error) {
 // Value is the value of one memory, [d].
 func (m *Model) Value(n Neuron) ([]float32, error) {
 	if n.Layer < 0 || n.Layer >= m.Config.Layers || n.Index < 0 || n.Index >= m.Config.Memories(n.Layer) {
-		return nil, fmt.Errorf("no memory %s: the model has %d layers of %d", n, m.Config.Layers, m.Config.Memories(max(0, min(n.Layer, m.Config.Layers-1))))
+		layer := max(0, min(n.Layer, m.Config.Layers-1))
+		return nil, fmt.Errorf("no memory %s: the model has %d layers of %d", n, m.Config.Layers, m.Config.Memories(layer))
 	}
 	slot, index, part := SlotDown, n.Index, 0
 	if m.Config.HasExperts(n.Layer) {

@@ -38,7 +38,9 @@ type Options struct {
 
 // New makes a model from a translated checkpoint. Close it to release the device's memory; closer, which may be nil,
 // is called then too.
-func New(be compute.Backend, cfg *Config, bind Bindings, src Source, opts Options, closer func() error) (*Model, error) {
+func New(
+	be compute.Backend, cfg *Config, bind Bindings, src Source, opts Options, closer func() error,
+) (*Model, error) {
 	if be == nil {
 		return nil, errors.New("no backend")
 	}

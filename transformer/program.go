@@ -39,40 +39,57 @@ func (p *programs) join() *programs {
 	return p
 }
 
-// get returns the program of the key, building it first if it is new. The inputs and outputs of a key never change.
-func (p *programs) get(be compute.Backend, key string, inputs, outputs []string, build func(nodes) nodes) (*program, error) {
+// recipe says how a program is built. Equal keys mean equal programs.
+type recipe struct {
+	key             string
+	inputs, outputs []string
+	build           func(nodes) nodes
+}
+
+// compute runs a program, which is built and compiled when the model meets it first. Panics while its graph is built
+// come back as errors.
+func (m *Model) compute(r recipe, args values) (values, error) {
+	prog, err := m.programs.get(m.backend, r)
+	if err != nil {
+		return nil, err
+	}
+	return prog.call(args)
+}
+
+// get returns the program of a recipe.
+func (p *programs) get(be compute.Backend, r recipe) (*program, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if prog := p.byKey[key]; prog != nil {
+	if prog := p.byKey[r.key]; prog != nil {
 		return prog, nil
 	}
 	exec, err := graph.NewExec(be, func(in []*graph.Node) []*graph.Node {
 		named := make(nodes, len(in))
 		for i, n := range in {
-			named[inputs[i]] = n
+			named[r.inputs[i]] = n
 		}
-		got := build(named)
-		out := make([]*graph.Node, len(outputs))
-		for i, name := range outputs {
+		got := r.build(named)
+		out := make([]*graph.Node, len(r.outputs))
+		for i, name := range r.outputs {
 			if out[i] = got[name]; out[i] == nil {
-				panic(fmt.Errorf("program %s has no output %q", key, name))
+				panic(fmt.Errorf("program %s has no output %q", r.key, name))
 			}
 		}
 		return out
 	})
 	if err != nil {
-		return nil, fmt.Errorf("build %s: %w", key, err)
+		return nil, fmt.Errorf("build %s: %w", r.key, err)
 	}
 	exec.SetMaxCache(-1)
-	prog := &program{exec: exec.WithName(key), inputs: inputs, outputs: outputs}
+	prog := &program{exec: exec.WithName(r.key), inputs: r.inputs, outputs: r.outputs}
 	if p.byKey == nil {
 		p.byKey = map[string]*program{}
 	}
-	p.byKey[key] = prog
+	p.byKey[r.key] = prog
 	return prog, nil
 }
 
-// call runs the program. Graph building panics come back as errors.
+// call runs the program, compiling it if the shapes are new.
 func (p *program) call(args values) (values, error) {
 	in := make([]any, len(p.inputs))
 	for i, name := range p.inputs {

@@ -139,14 +139,10 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 	}
 	defer free(at)
 	key := fmt.Sprintf("suffix %d", f.rows)
-	prog, err := m.programs.get(m.backend, key, []string{"x", "at"}, []string{"y"}, func(in nodes) nodes {
+	out, err := m.compute(recipe{key: key, inputs: []string{"x", "at"}, outputs: []string{"y"}, build: func(in nodes) nodes {
 		d := in["x"].Shape().Dim(-1)
 		return nodes{"y": Reshape(gatherRows(in["x"], in["at"]), f.rows, -1, d)}
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(values{"x": x, "at": at})
+	}}, values{"x": x, "at": at})
 	return out["y"], err
 }
 
@@ -165,13 +161,12 @@ func (m *Model) pastOf(r *Run, base *Run, rows []int, shared bool) keysValues {
 			return nil, nil, err
 		}
 		defer free(at)
-		prog, err := m.programs.get(m.backend, "rows", []string{"k", "v", "at"}, []string{"k", "v"}, func(in nodes) nodes {
-			return nodes{"k": Gather(in["k"], in["at"]), "v": Gather(in["v"], in["at"])}
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		out, err := prog.call(values{"k": base.states[l].k, "v": base.states[l].v, "at": at})
+		out, err := m.compute(recipe{
+			key: "rows", inputs: []string{"k", "v", "at"}, outputs: []string{"k", "v"},
+			build: func(in nodes) nodes {
+				return nodes{"k": Gather(in["k"], in["at"]), "v": Gather(in["v"], in["at"])}
+			},
+		}, values{"k": base.states[l].k, "v": base.states[l].v, "at": at})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -218,7 +218,7 @@ func (m *Model) callBlock(v variant, l int, outputs []string, args values) (valu
 		inputs = append(inputs, t.inputs()...)
 	}
 	key := v.key("block", names(list), outputs)
-	prog, err := m.programs.get(m.backend, key, inputs, outputs, func(in nodes) nodes {
+	out, err := m.compute(recipe{key: key, inputs: inputs, outputs: outputs, build: func(in nodes) nodes {
 		b := newBlock(m.Config, v, in)
 		y, c := b.forward(in["x"])
 		out := c.named()
@@ -230,11 +230,7 @@ func (m *Model) callBlock(v variant, l int, outputs []string, args values) (valu
 			out[extendedK], out[extendedV] = b.extend(in["base_k"], b.seen[Key]), b.extend(in["base_v"], b.seen[Value])
 		}
 		return out
-	})
-	if err != nil {
-		return nil, err
-	}
-	out, err := prog.call(args)
+	}}, args)
 	if err != nil {
 		return nil, fmt.Errorf("layer %d: %w", l, err)
 	}

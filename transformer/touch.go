@@ -7,7 +7,8 @@ import (
 	. "github.com/gomlx/gomlx/core/graph"
 )
 
-// touched is the graph side of a touch: which site a program variant changes, and how. Values and selections are inputs.
+// touched is the graph side of a touch: which site a program variant changes, and how. Values and selections are
+// inputs.
 type touched struct {
 	site    Site
 	affine  bool

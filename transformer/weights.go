@@ -124,7 +124,8 @@ func vec(s Slot, n int) weight {
 
 // linear is a matrix and its bias.
 func linear(s Slot, in, out int) []weight {
-	return []weight{{name: string(s), slots: []Slot{s}, kind: matrix, in: in, out: out, outs: []int{out}}, vec(s.Bias(), out)}
+	m := weight{name: string(s), slots: []Slot{s}, kind: matrix, in: in, out: out, outs: []int{out}}
+	return []weight{m, vec(s.Bias(), out)}
 }
 
 func (c *Config) normWeights(s Slot) []weight {
@@ -156,10 +157,11 @@ func (c *Config) layerWeights(layer int) []weight {
 		all = append(all, c.normWeights(s)...)
 	}
 	q, kv := a.Heads*a.HeadSize, a.KVHeads*a.HeadSize
-	outs := []int{q, kv, kv}
-	all = append(all,
-		weight{name: "qkv", slots: []Slot{SlotQ, SlotK, SlotV}, kind: matrix, in: d, out: q + 2*kv, outs: outs},
-		weight{name: "qkv.bias", slots: []Slot{SlotQ.Bias(), SlotK.Bias(), SlotV.Bias()}, kind: vector, out: q + 2*kv, outs: outs})
+	joint := weight{name: "qkv", slots: []Slot{SlotQ, SlotK, SlotV}, kind: matrix, in: d, out: q + 2*kv}
+	joint.outs = []int{q, kv, kv}
+	bias := joint
+	bias.name, bias.kind, bias.slots = "qkv.bias", vector, []Slot{SlotQ.Bias(), SlotK.Bias(), SlotV.Bias()}
+	all = append(all, joint, bias)
 	switch a.QKNorm {
 	case HeadQKNorm:
 		all = append(all, vec(SlotQNorm.Gain(), a.HeadSize), vec(SlotKNorm.Gain(), a.HeadSize))
