@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,8 +11,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-
-	"encoding/binary"
 
 	"github.com/engram-go/engram/internal/safetensors"
 )
@@ -22,7 +21,7 @@ type gpt2 struct{ layers, width, heads, vocab, context int }
 // small is GPT-2 small; four is a little over 4 GiB in float32.
 var (
 	small = gpt2{layers: 12, width: 768, heads: 12, vocab: 50257, context: 1024}
-	four  = gpt2{layers: 80, width: 1024, heads: 16, vocab: 50257, context: 1024}
+	four  = gpt2{layers: 82, width: 1024, heads: 16, vocab: 50257, context: 1024}
 )
 
 // makeCheckpoint writes a random GPT-2 in Hugging Face's format unless it is there. Weights are normal with deviation

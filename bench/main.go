@@ -36,7 +36,7 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this")
+	only := flag.String("only", "", "jobs whose name contains this; loading: memory and start-up instead")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
@@ -69,6 +69,9 @@ func bench(dir, name string, threads, rounds int, only string) error {
 	be, _, err := backend.Open(name)
 	if err != nil {
 		return err
+	}
+	if only == "loading" {
+		return loading(filepath.Join(dir, "gpt2-4gib"))
 	}
 	if err := compareAll(be, filepath.Join(dir, "gpt2-small"), &small, jobs(), threads, rounds, only); err != nil {
 		return err
@@ -227,7 +230,8 @@ func resume(b, t int) func(*transformer.Model) (func() error, error) {
 func generate(n int) func(*transformer.Model) (func() error, error) {
 	return func(m *transformer.Model) (func() error, error) {
 		return func() error {
-			_, err := m.Generate(context.Background(), [][]int{{1, 403, 407, 261, 378}}, transformer.GenerateOptions{MaxTokens: n})
+			prompt := [][]int{{1, 403, 407, 261, 378}} // Once upon a time
+			_, err := m.Generate(context.Background(), prompt, transformer.GenerateOptions{MaxTokens: n})
 			return err
 		}, nil
 	}
@@ -257,7 +261,8 @@ func startPeer(dir string, threads int) (*peer, error) {
 	}
 	p := &peer{cmd, in, bufio.NewScanner(out)}
 	if !p.out.Scan() {
-		return nil, errors.Join(errors.New("the peer did not start; it needs python3 with torch and transformers"), cmd.Wait())
+		err := errors.New("the peer did not start; it needs python3 with torch and transformers")
+		return nil, errors.Join(err, cmd.Wait())
 	}
 	fmt.Println("peer:", p.out.Text())
 	return p, nil

@@ -57,7 +57,8 @@ func Open(ctx context.Context, name string, opts Options) (m *transformer.Model,
 			return nil, fmt.Errorf("load %s: %w", name, err)
 		}
 	}
-	m, err = transformer.New(be, c.Config, c.Bindings, c, transformer.Options{Stream: opts.Stream, Share: opts.Share}, c.Close)
+	how := transformer.Options{Stream: opts.Stream, Share: opts.Share}
+	m, err = transformer.New(be, c.Config, c.Bindings, c, how, c.Close)
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", name, err)
 	}

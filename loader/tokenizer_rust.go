@@ -52,7 +52,8 @@ func (e *rustEncoder) encode(text string, special bool) ([]tokenizers.Token, err
 		return nil, err
 	}
 	if len(encoding.Offsets) != len(encoding.IDs) {
-		return nil, fmt.Errorf("the tokenizer library gave %d offsets for %d tokens", len(encoding.Offsets), len(encoding.IDs))
+		return nil, fmt.Errorf("the tokenizer library gave %d offsets for %d tokens",
+			len(encoding.Offsets), len(encoding.IDs))
 	}
 	out := make([]tokenizers.Token, len(encoding.IDs))
 	for i, id := range encoding.IDs {

@@ -3,6 +3,7 @@ package transformer
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/gomlx/gomlx/core/tensors"
 )
@@ -14,6 +15,9 @@ type Capture struct {
 	// Positions kept; nil means all. −1 is the last position of each row, −2 the one before it, and so on.
 	// Logits are computed at these positions only.
 	Positions []int
+	// Reduce makes sites small on the device, layer by layer; they are read with Run.Reduced instead of Run.Tensor.
+	// The sites need not be in Sites.
+	Reduce map[Site]Reduce
 	// Base keeps the residual stream, keys and values of every layer on the device, for Resume.
 	Base bool
 	// Cuts keeps what Gradient needs, on the device.
@@ -22,17 +26,39 @@ type Capture struct {
 
 // wants reports whether the site of the layer is asked for.
 func (c *Capture) wants(s Site, layer int) bool {
-	return slices.Contains(c.Sites, s) && (!s.InBlock() || c.Layers == nil || slices.Contains(c.Layers, layer))
+	return slices.Contains(c.sites(), s) && (!s.InBlock() || c.Layers == nil || slices.Contains(c.Layers, layer))
+}
+
+// sites are all sites that a run has to deliver, those to be reduced included.
+func (c *Capture) sites() []Site {
+	if len(c.Reduce) == 0 {
+		return c.Sites
+	}
+	all := slices.Clone(c.Sites)
+	for _, s := range Sites() {
+		if _, ok := c.Reduce[s]; ok && !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // check refuses captures the model does not have.
 func (c *Capture) check(cfg *Config) error {
 	for _, l := range c.Layers {
 		if l < 0 || l >= cfg.Layers {
-			return fmt.Errorf("capture layer %d: the model has %d layers", l, cfg.Layers)
+			return fmt.Errorf("%w: capture at layer %d: the model has %d layers", ErrSite, l, cfg.Layers)
 		}
 	}
-	for _, s := range c.Sites {
+	for s, d := range c.Reduce {
+		if slices.Contains(c.Sites, s) {
+			return fmt.Errorf("%w: %s is to be captured and reduced", ErrSite, s)
+		}
+		if err := d.check(cfg, s); err != nil {
+			return err
+		}
+	}
+	for _, s := range c.sites() {
 		if _, err := ParseSite(string(s)); err != nil {
 			return err
 		}
@@ -73,11 +99,13 @@ type Run struct {
 	base    *Run     // what was resumed, nil for a full run
 	extend  *Decoder // whose caches take this run's keys and values, nil for none
 
+	mu      sync.Mutex                // of device and host, which are read by anyone
 	device  map[place]*tensors.Tensor // captured, in bucket shape
 	host    map[place]*Tensor         // captured, final shape
-	states  []layerState              // by layer, when Base or Cuts are kept
-	last    *tensors.Tensor           // residual stream after the last block, when Base or Cuts are kept
-	headAt  []rowPosition             // rows of the logits
+	reduced map[place]*Reduced
+	states  []layerState    // by layer, when Base or Cuts are kept
+	last    *tensors.Tensor // residual stream after the last block, when Base or Cuts are kept
+	headAt  []rowPosition   // rows of the logits
 	owned   []*tensors.Tensor
 	started *tensors.Tensor // program input: first position of each row
 	lengths *tensors.Tensor // program input: tokens of each row (encoders)
@@ -103,6 +131,8 @@ func (r *Run) Start() int { return r.from.Position }
 
 // Has reports whether the run captured the site.
 func (r *Run) Has(s Site, layer int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	p := placeOf(s, layer)
 	return r.device[p] != nil || r.host[p] != nil
 }
@@ -120,6 +150,8 @@ func (r *Run) owns(t *tensors.Tensor) bool { return slices.Contains(r.owned, t) 
 
 // Close frees the run's device memory. Captures that were read stay readable.
 func (r *Run) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	free(r.owned...)
 	r.owned, r.device, r.states, r.last = nil, nil, nil, nil
 }
@@ -128,6 +160,8 @@ func (r *Run) Close() {
 // from Start on if none were named), then the site's axes; pattern is [rows, H, positions, T]. Positions behind the end
 // of a row are zero.
 func (r *Run) Tensor(s Site, layer int) (*Tensor, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	p := placeOf(s, layer)
 	if t := r.host[p]; t != nil {
 		return t, nil

@@ -203,7 +203,8 @@ func (c *Config) sizes() []size {
 		{"head size", a.HeadSize},
 	}
 	if f.Kind == ExpertFFN {
-		return append(all, size{"experts", f.Experts}, size{"experts per token", f.TopK}, size{"expert width", f.ExpertHidden})
+		return append(all,
+			size{"experts", f.Experts}, size{"experts per token", f.TopK}, size{"expert width", f.ExpertHidden})
 	}
 	return append(all, size{"FFN width", f.Hidden})
 }

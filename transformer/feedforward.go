@@ -28,8 +28,9 @@ func (b *block) coefficients(gate, up *Node) *Node {
 func (b *block) down(coef *Node) *Node { return affine(coef, b.in["down"], b.in["down.bias"]) }
 
 // experts is a mixture of experts: y = Σ_k w_k · down_{e_k}(act(gate_{e_k} x) ⊙ up_{e_k} x), plus a shared expert
-// behind a sigmoid gate where the model has one. Every expert is computed for every token and the chosen ones are picked by a
-// one-hot product: exact, differentiable, and one program for any routing; the price is E/K times the arithmetic.
+// behind a sigmoid gate where the model has one. Every expert is computed for every token and the chosen ones are
+// picked by a one-hot product: exact, differentiable, and one program for any routing; the price is E/K times the
+// arithmetic.
 func (b *block) experts(x *Node) *Node {
 	f := &b.cfg.FFN
 	n, s, d := x.Shape().Dim(0), x.Shape().Dim(1), x.Shape().Dim(2)

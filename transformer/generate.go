@@ -79,6 +79,9 @@ func (d *Decoder) Step(ctx context.Context, tokens []int) error {
 	m := d.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if d.caches == nil {
+		return fmt.Errorf("%w: the decoder is closed", ErrDecode)
+	}
 	if len(tokens) != len(d.ids) {
 		return fmt.Errorf("%w: %d tokens for %d rows", ErrDecode, len(tokens), len(d.ids))
 	}
@@ -192,8 +195,13 @@ func (m *Model) Generate(ctx context.Context, ids [][]int, opts GenerateOptions)
 	if opts.MaxTokens == 0 {
 		opts.MaxTokens = 50
 	}
-	if opts.MaxTokens < 0 || opts.Temperature < 0 || opts.TopK < 0 || opts.TopP < 0 || opts.TopP > 1 {
-		return nil, fmt.Errorf("%w: negative count, temperature or top-p outside [0,1]", ErrDecode)
+	switch {
+	case opts.MaxTokens < 0 || opts.TopK < 0:
+		return nil, fmt.Errorf("%w: negative count (%d tokens, top-k %d)", ErrDecode, opts.MaxTokens, opts.TopK)
+	case !(opts.Temperature >= 0) || math.IsInf(opts.Temperature, 1):
+		return nil, fmt.Errorf("%w: temperature %g is negative or not a number", ErrDecode, opts.Temperature)
+	case !(opts.TopP >= 0 && opts.TopP <= 1):
+		return nil, fmt.Errorf("%w: top-p %g is outside [0,1]", ErrDecode, opts.TopP)
 	}
 	d, err := m.Decode(ctx, ids, opts.Interventions...)
 	if err != nil {

@@ -37,6 +37,16 @@ func LogProb(targets ...int) Objective {
 	}
 }
 
+// evaluate calls the objective, whose tokens may be outside the vocabulary.
+func (of Objective) evaluate(row int, logits, grad []float32) (value float64, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w of an objective that fails at row %d: %v", ErrGradient, row, p)
+		}
+	}()
+	return of(row, logits, grad), nil
+}
+
 // logSumExp is log Σ exp x, summed in float64.
 func logSumExp(x []float32) float64 {
 	top := float64(slices.Max(x))
@@ -76,6 +86,9 @@ func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts Gradien
 	defer m.mu.Unlock()
 	if r == nil || r.model != m || !r.capture.Cuts || r.states == nil {
 		return nil, fmt.Errorf("%w: the run was not made by this model with Capture.Cuts, or is closed", ErrGradient)
+	}
+	if of == nil {
+		return nil, fmt.Errorf("%w: no objective", ErrGradient)
 	}
 	for _, s := range opts.Sites {
 		if !s.InBlock() || s == RouterIndices {
@@ -156,7 +169,11 @@ func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*ten
 	cot := NewTensor(logits.Shape...)
 	for row := range r.IDs {
 		d := cot.At(row).Data
-		g.Values = append(g.Values, of(row, logits.At(row).Data, d))
+		value, err := of.evaluate(row, logits.At(row).Data, d)
+		if err != nil {
+			return nil, err
+		}
+		g.Values = append(g.Values, value)
 		if c.LogitSoftcap != 0 {
 			for i, y := range logits.At(row).Data {
 				d[i] *= 1 - (y/float32(c.LogitSoftcap))*(y/float32(c.LogitSoftcap))

@@ -24,6 +24,11 @@ func (m *Model) head(r *Run, x *tensors.Tensor) error {
 			}
 		}
 	}
+	if len(index) == 0 { // no row has any of the positions
+		r.host[place{Final, -1}] = NewTensor(r.Rows(), count, m.Config.Width)
+		r.host[place{Logits, -1}] = NewTensor(r.Rows(), count, m.Config.Vocab)
+		return nil
+	}
 	final, logits, err := m.unembedAt(r, x, index, wantLogits)
 	if err != nil {
 		return err

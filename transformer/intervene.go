@@ -123,8 +123,10 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 		n     int
 	}
 	for _, sel := range []selected{
-		{"row", iv.Rows, rows}, {"position", iv.Positions, total},
-		{"unit", iv.Units, units}, {"source", iv.Sources, total},
+		{"row", iv.Rows, rows},
+		{"position", iv.Positions, total},
+		{"unit", iv.Units, units},
+		{"source", iv.Sources, total},
 	} {
 		for _, i := range sel.index {
 			if i < 0 || i >= sel.n {

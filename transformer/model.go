@@ -96,6 +96,7 @@ var (
 	ErrEmptyPrompt = errors.New("empty prompt")
 	ErrTokenRange  = errors.New("token id out of range")
 	ErrTooLong     = errors.New("prompt longer than the context")
+	ErrClosed      = errors.New("the model is closed")
 )
 
 // checkIDs refuses inputs the model cannot take.

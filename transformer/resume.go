@@ -31,6 +31,11 @@ func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Captur
 	if err := m.checkResume(base, &from, capture); err != nil {
 		return nil, err
 	}
+	for i := range ivs {
+		if ivs[i].Site == Embed {
+			return nil, fmt.Errorf("%w at %s: a resumed run begins behind it", ErrIntervention, Embed)
+		}
+	}
 	ids := make([][]int, len(from.Rows))
 	for i, row := range from.Rows {
 		ids[i] = base.IDs[row]
@@ -87,9 +92,9 @@ func (m *Model) checkResume(base *Run, from *From, capture Capture) error {
 	return nil
 }
 
-// resumeFrame chooses the shape of the quadrant. It may begin left of the asked position when a larger program is at
-// hand: what it recomputes there comes out the same. shared says that row r continues base row r mod N, so that the
-// base's keys and values need no copy.
+// resumeFrame chooses the shape of the quadrant. It may end behind the base's slots when a larger program is at hand;
+// causal attention keeps such padding from everything real. shared says that row r continues base row r mod N, so that
+// the base's keys and values need no copy.
 func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
 	rows, n := len(from.Rows), base.f.rows
 	shared = true
@@ -109,12 +114,9 @@ func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
 	if shared && size.rows%n != 0 {
 		size.rows += n - size.rows%n
 	}
-	f = frame{rows: size.rows, slots: min(size.slots, base.f.slots), total: base.f.total, realRows: rows}
-	f.first = min(from.Position, base.f.slots-f.slots)
-	if f.first > 0 {
-		f.base = base.f.slots
-	}
-	return f, shared
+	return frame{
+		rows: size.rows, slots: size.slots, first: from.Position, base: want.base, total: base.f.total, realRows: rows,
+	}, shared
 }
 
 // suffix takes the residual stream of the base's rows from the frame's first position on.
@@ -130,7 +132,7 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 			row = from.Rows[i]
 		}
 		for s := range f.slots {
-			index[i*f.slots+s] = int32(row*base.f.slots + f.first + s)
+			index[i*f.slots+s] = int32(row*base.f.slots + min(f.first+s, base.f.slots-1))
 		}
 	}
 	at, err := upload(m.backend, index, len(index), 1)
@@ -139,10 +141,13 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 	}
 	defer free(at)
 	key := fmt.Sprintf("suffix %d", f.rows)
-	out, err := m.compute(recipe{key: key, inputs: []string{"x", "at"}, outputs: []string{"y"}, build: func(in nodes) nodes {
-		d := in["x"].Shape().Dim(-1)
-		return nodes{"y": Reshape(gatherRows(in["x"], in["at"]), f.rows, -1, d)}
-	}}, values{"x": x, "at": at})
+	out, err := m.compute(recipe{
+		key: key, inputs: []string{"x", "at"}, outputs: []string{"y"},
+		build: func(in nodes) nodes {
+			d := in["x"].Shape().Dim(-1)
+			return nodes{"y": Reshape(gatherRows(in["x"], in["at"]), f.rows, -1, d)}
+		},
+	}, values{"x": x, "at": at})
 	return out["y"], err
 }
 

@@ -65,7 +65,7 @@ func (m *Model) newRun(ids [][]int, capture Capture, ivs []Intervention, f frame
 	}
 	return &Run{
 		IDs: ids, model: m, capture: capture, ivs: ivs, f: f,
-		device: map[place]*tensors.Tensor{}, host: map[place]*Tensor{},
+		device: map[place]*tensors.Tensor{}, host: map[place]*Tensor{}, reduced: map[place]*Reduced{},
 	}
 }
 
@@ -76,7 +76,7 @@ func (m *Model) checkRun(r *Run) error {
 	}
 	for _, p := range r.capture.Positions {
 		if p >= r.f.total || p < -r.f.total {
-			return fmt.Errorf("capture position %d: the sequence has %d", p, r.f.total)
+			return fmt.Errorf("%w: capture at position %d: the sequence has %d", ErrSite, p, r.f.total)
 		}
 	}
 	for i := range r.ivs {
@@ -195,11 +195,17 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 	if r.extend != nil {
 		r.extend.put(l, out)
 	}
-	y := m.file(r, l, v, x, out, touchArgs)
+	m.file(r, l, v, x, out, touchArgs)
 	if r.states != nil {
 		r.states[l].baseK, r.states[l].baseV = args["base_k"], args["base_v"]
 	}
-	return y, nil
+	err = m.reduce(r, l)
+	for name, t := range out {
+		if (name != "y" || err != nil) && !r.owns(t) {
+			free(t)
+		}
+	}
+	return out["y"], err
 }
 
 // callBlock adds a layer's weights and constants to args and runs the block program of the variant.
@@ -271,7 +277,7 @@ func (m *Model) outputsFor(r *Run, v variant) []string {
 		}
 	}
 	isTouched := slices.ContainsFunc(v.touched, func(t touched) bool { return t.site == ResidPre })
-	if isTouched && (r.states != nil || slices.Contains(r.capture.Sites, ResidPre)) {
+	if isTouched && (r.states != nil || slices.Contains(r.capture.sites(), ResidPre)) {
 		add(string(ResidPre))
 	}
 	if r.capture.Base {
@@ -288,7 +294,7 @@ func (m *Model) outputsFor(r *Run, v variant) []string {
 	if r.extend != nil {
 		out = append(out, extendedK, extendedV)
 	}
-	for _, s := range r.capture.Sites {
+	for _, s := range r.capture.sites() {
 		if s != ResidPre && s != ResidPost && s.InBlock() && m.hasSiteIn(s, v.experts) {
 			add(string(s))
 		}
@@ -317,8 +323,8 @@ func (m *Model) hasSiteIn(s Site, experts bool) bool {
 	return false
 }
 
-// file keeps what the run wants of a block's outputs, frees the rest and returns the residual stream.
-func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs values) *tensors.Tensor {
+// file notes what the run wants of a block's outputs; what it keeps belongs to the run then.
+func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs values) {
 	pick := func(name string) *tensors.Tensor {
 		if t := out[name]; t != nil {
 			return t
@@ -328,11 +334,13 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 		}
 		return out["y"] // resid_post
 	}
-	for _, s := range r.capture.Sites {
+	for _, s := range r.capture.sites() {
 		if s.InBlock() && r.capture.wants(s, l) && m.Config.HasSite(s, l) {
 			t := pick(string(s))
 			r.device[place{s, l}] = t
-			r.own(t)
+			if _, small := r.capture.Reduce[s]; !small {
+				r.own(t)
+			}
 		}
 	}
 	if r.states != nil {
@@ -350,12 +358,6 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 		}
 		r.states[l] = st
 	}
-	for name, t := range out {
-		if name != "y" && !r.owns(t) {
-			free(t)
-		}
-	}
-	return out["y"]
 }
 
 // constants adds the layer's constants to args and names them.

@@ -138,9 +138,9 @@ func ParseHead(s string) (Head, error) {
 }
 
 func parseUnit(s string, kind byte) (layer, index int, err error) {
-	var rest string
-	n, _ := fmt.Sscanf(s, "L%d"+string(kind)+"%d%s", &layer, &index, &rest)
-	if n != 2 || layer < 0 || index < 0 {
+	n, _ := fmt.Sscanf(s, "L%d"+string(kind)+"%d", &layer, &index)
+	// Scanning allows blanks, signs and leading zeros; a name has one spelling.
+	if n != 2 || layer < 0 || index < 0 || s != fmt.Sprintf("L%d%c%d", layer, kind, index) {
 		return 0, 0, fmt.Errorf("%q is not of the form L10%c123", s, kind)
 	}
 	return layer, index, nil

@@ -314,4 +314,11 @@ func (w *weightStore) close() {
 		free(t)
 	}
 	w.onHand = map[string]*tensors.Tensor{}
+	w.src = closedSource{}
 }
+
+// closedSource stands for the checkpoint of a closed model, whose bytes are gone.
+type closedSource struct{}
+
+func (closedSource) Tensor(string) (RawTensor, error) { return RawTensor{}, ErrClosed }
+func (closedSource) Release(string)                   {}

@@ -72,7 +72,7 @@ func TestEveryRuleReportsItsBadTree(t *testing.T) {
 		"type":        {"transformer/a.go", header + "type A int\n", "A has no doc comment"},
 		"grouped":     {"transformer/a.go", header + "// Types.\ntype (\n\tA int\n)\n", "A has no doc comment"},
 		"constant":    {"transformer/a.go", header + "const (\n\tB = 1\n\tC = 3 // fine\n)\n", "B has no doc comment"},
-		"test share":  {"transformer/a.go", header + "var (\n" + strings.Repeat("\t_ = 0\n", 20) + ")\n", "lines are tests"},
+		"test share":  {"transformer/a.go", header + "var (\n" + strings.Repeat("\t_ = 0\n", 20) + ")\n", "lines of tests"},
 		"to do":       {"README.md", "one\nTO" + "DO: two\n", "README.md:2: \"TO" + "DO\""},
 		"machine":     {"docs/a.md", "see /wo" + "rk/x\n", "path of one machine"},
 		"home":        {".ci/run", "cd /ho" + "me/someone/x\n", "path of one machine"},

@@ -22,6 +22,7 @@ type UnsupportedError struct {
 	Name string // the component's type, and what of it if not all
 }
 
+// Error names the component.
 func (e *UnsupportedError) Error() string {
 	return fmt.Sprintf("%s %s is not supported", e.Part, e.Name)
 }

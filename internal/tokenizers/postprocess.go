@@ -139,8 +139,8 @@ func trimOffsets(prefixed bool) postProcessor {
 
 func spaceMark(r rune) bool { return r == byteRune(' ') || unicode.IsSpace(r) }
 
-// Snap mends what trimming does to offsets: it counts wide spaces as bytes, which leaves offsets inside a character, and
-// moves a token that was nothing but a space put in front behind the character that it is in front of.
+// Snap mends what trimming does to offsets: it counts wide spaces as bytes, which leaves offsets inside a character,
+// and moves a token that was nothing but a space put in front behind the character that it is in front of.
 func Snap(text string, tokens []Token) {
 	for i := range tokens {
 		t := &tokens[i]

@@ -1,0 +1,5 @@
+//go:build cgo && tokenizers
+
+package main
+
+const tokenizerKind = "in Rust"

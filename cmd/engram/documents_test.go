@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/engram-go/engram/internal/picture"
+)
+
+var update = flag.Bool("update", false, "write what the command prints into the documents and the picture")
+
+// TestDocuments: every output in the README and the guides is what the command prints. A block begins with ```console;
+// each line with "$ " is a command, the lines up to the next are its output.
+func TestDocuments(t *testing.T) {
+	root := filepath.Join("..", "..")
+	paths, err := filepath.Glob(filepath.Join(root, "docs", "guide", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(paths, filepath.Join(root, "README.md")) {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, commands := refresh(t, string(text))
+			if commands == 0 {
+				t.Error("no command in it")
+			}
+			check(t, path, text, []byte(got))
+		})
+	}
+}
+
+// check compares a document with what it should be, or updates it.
+func check(t *testing.T, path string, have, want []byte) {
+	t.Helper()
+	have = bytes.ReplaceAll(have, []byte("\r\n"), []byte("\n"))
+	if bytes.Equal(have, want) {
+		return
+	}
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	a, b := strings.Split(string(have), "\n"), strings.Split(string(want), "\n")
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			t.Errorf("%s line %d is %q, the command prints %q", path, i+1, a[i], b[i])
+			break
+		}
+	}
+	t.Errorf("%s is out of date; go test ./cmd/engram -run 'Documents|Picture' -update writes it", path)
+}
+
+// refresh gives a document with the outputs of its commands as they are now.
+func refresh(t *testing.T, text string) (string, int) {
+	t.Helper()
+	dir := t.TempDir()
+	var out []string
+	commands, inside := 0, false
+	for _, line := range strings.Split(text, "\n") {
+		line = strings.TrimSuffix(line, "\r")
+		switch {
+		case line == "```console":
+			inside = true
+		case inside && line == "```":
+			inside = false
+		case inside && strings.HasPrefix(line, "$ "):
+			if !strings.HasSuffix(out[len(out)-1], "```console") {
+				out = append(out, "")
+			}
+			out = append(out, line)
+			out = append(out, strings.Split(strings.TrimSuffix(output(t, dir, line), "\n"), "\n")...)
+			commands++
+			continue
+		case inside:
+			continue // old output
+		}
+		out = append(out, line)
+	}
+	return strings.Join(out, "\n"), commands
+}
+
+// output runs a command line of a document.
+func output(t *testing.T, dir, line string) string {
+	t.Helper()
+	words := split(strings.TrimPrefix(line, "$ "))
+	if len(words) == 0 || words[0] != "engram" {
+		t.Fatalf("%q does not run engram", line)
+	}
+	cmd := process(t, words[1:]...)
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	got, err := cmd.Output()
+	if err != nil || stderr.Len() > 0 {
+		t.Fatalf("%s: %v\n%s", line, err, stderr.String())
+	}
+	return string(got)
+}
+
+// split cuts a command line into words; double quotes hold blanks.
+func split(line string) []string {
+	var words []string
+	var word strings.Builder
+	quoted, some := false, false
+	for _, r := range line + " " {
+		switch {
+		case r == '"':
+			quoted, some = !quoted, true
+		case r == ' ' && !quoted:
+			if some {
+				words = append(words, word.String())
+			}
+			word.Reset()
+			some = false
+		default:
+			word.WriteRune(r)
+			some = true
+		}
+	}
+	return words
+}
+
+// TestPicture: the picture in the README is what engram demo prints, without the tokens and the long form of the lens.
+func TestPicture(t *testing.T) {
+	text := output(t, t.TempDir(), "$ engram demo")
+	var parts []string
+	for _, part := range strings.Split(text, "\n\n") {
+		heading, _, _ := strings.Cut(part, "\n")
+		for _, kept := range []string{" predict ", " --grid ", " memories "} {
+			if strings.Contains(heading, kept) {
+				parts = append(parts, part)
+			}
+		}
+	}
+	if len(parts) != 3 {
+		t.Fatalf("found %d of three parts", len(parts))
+	}
+	path := filepath.Join("..", "..", "docs", "demo.svg")
+	have, err := os.ReadFile(path)
+	if err != nil && !*update {
+		t.Fatal(err)
+	}
+	check(t, path, have, picture.SVG("engram demo", strings.Join(parts, "\n\n")))
+}
+
+// TestGuidesNameNoUnknownCommand: every command that a document mentions in its text exists.
+func TestGuidesNameNoUnknownCommand(t *testing.T) {
+	known := map[string]bool{"help": true, "completion": true}
+	for _, c := range newApp(nil, nil, nil).rootCommand().Commands() {
+		known[c.Name()] = true
+	}
+	for _, name := range []string{"README.md", "docs/files.md", "docs/guide/first-steps.md", "docs/guide/activations.md"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, piece := range strings.Split(string(text), "`engram ") {
+			word, _, _ := strings.Cut(strings.TrimSpace(piece), " ")
+			word, _, _ = strings.Cut(word, "`")
+			if i > 0 && !strings.HasPrefix(word, "-") && !known[word] {
+				t.Errorf("%s mentions engram %s", name, word)
+			}
+		}
+	}
+}

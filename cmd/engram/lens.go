@@ -1,0 +1,168 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/probes"
+	"github.com/engram-go/engram/transformer"
+)
+
+func (a *app) lensCommand() *cobra.Command {
+	var prompt promptFlags
+	var opts probes.LensOptions
+	var position, targets string
+	var grid bool
+	cmd := a.command("lens --prompt TEXT [flags]", "what the model would predict before and after each sublayer",
+		"lens reads the residual stream through the final norm and the unembedding (the logit lens), at the prompt's last\n"+
+			"position or others: resid_pre enters a layer, resid_mid stands between attention and FFN, resid_post leaves it.\n"+
+			"The target is what the model itself predicts there, unless --target names tokens.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) (err error) {
+			if err := positive("top", opts.Top); err != nil {
+				return err
+			}
+			if opts.Positions, err = parsePositions(position); err != nil {
+				return err
+			}
+			if opts.Targets, err = parseInts(targets); err != nil {
+				return usagef("--target: %w", err)
+			}
+			m, r, err := a.single(cmd.Context(), cmd, &prompt)
+			if err != nil {
+				return err
+			}
+			opts.IDs = r.ids()
+			got, err := probes.Lens(cmd.Context(), m, opts)
+			if err != nil {
+				return err
+			}
+			conventions := logitConventions()
+			conventions["norm"] = string(probes.Full)
+			return a.print("lens", got, conventions, func(p *page) {
+				if grid {
+					writeLensGrid(p, got)
+				} else {
+					writeLens(p, got)
+				}
+			})
+		})
+	prompt.register(cmd)
+	cmd.Flags().IntVar(&opts.Top, "top", 4, "tokens to list for each state")
+	cmd.Flags().StringVar(&position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
+	cmd.Flags().StringVar(&targets, "target", "", "ids of tokens to follow instead of the model's prediction")
+	cmd.Flags().BoolVar(&grid, "grid", false, "one column for each position, with the top token alone")
+	return cmd
+}
+
+// parsePositions reads "3,-1", or "all" as nil.
+func parsePositions(s string) ([]int, error) {
+	if s == "all" {
+		return nil, nil
+	}
+	list, err := parseInts(s)
+	if err != nil || len(list) == 0 {
+		return nil, usagef("--position: %q is neither all nor numbers such as 3,-1", s)
+	}
+	return list, nil
+}
+
+// writeLens prints one table for each position.
+func writeLens(p *page, r *probes.LensResult) {
+	for i, at := range r.Positions {
+		if i > 0 {
+			p.printf("\n")
+		}
+		last := at.States[len(at.States)-1]
+		var targets []string
+		for _, t := range last.Targets {
+			targets = append(targets, p.token(t.ID))
+		}
+		p.heading(fmt.Sprintf("position %d %s, target %s",
+			at.Position, p.token(r.Prompt[at.Position].ID), strings.Join(targets, " ")))
+		t := &table{header: []string{">layer", "state", ">prob", ">rank", ">entropy", "top tokens"}}
+		for _, s := range at.States {
+			var prob, rank []string
+			for _, target := range s.Targets {
+				prob = append(prob, fmt.Sprintf("%.3f", target.Prob))
+				rank = append(rank, strconv.Itoa(target.Rank))
+			}
+			t.add(strconv.Itoa(s.Layer), string(s.Site), strings.Join(prob, " "), strings.Join(rank, " "),
+				fmt.Sprintf("%.2f", s.Entropy), p.scores(s.Top))
+		}
+		p.table(t)
+	}
+}
+
+// gridColumns is how wide a token may be in the grid.
+const gridColumns = 8
+
+// writeLensGrid prints the states from the last to the first, each with its top token at every position, or at the last
+// ones where a terminal is too narrow.
+func writeLensGrid(p *page, r *probes.LensResult) {
+	end := r.Positions[len(r.Positions)-1].States
+	labels := &table{header: []string{">layer", "state"}}
+	for i := len(end) - 1; i >= 0; i-- {
+		labels.add(strconv.Itoa(end[i].Layer), strings.TrimPrefix(string(end[i].Site), "resid_"))
+	}
+	columns := make([][]string, len(r.Positions)) // header, then states from the last
+	room, first := p.width-len("layer  state")-len("  prob"), 0
+	for at := len(r.Positions) - 1; at >= 0; at-- {
+		columns[at] = p.gridColumn(r, at)
+		wide := 0
+		for _, cell := range columns[at] {
+			wide = max(wide, display.Width(cell))
+		}
+		if room -= wide + 2; p.width > 0 && room < 0 {
+			first = min(at+1, len(columns)-1)
+			break
+		}
+	}
+	t := &table{header: labels.header}
+	for _, c := range columns[first:] {
+		t.header = append(t.header, c[0])
+	}
+	t.header = append(t.header, ">prob")
+	for i, cells := range labels.rows {
+		for _, c := range columns[first:] {
+			cells = append(cells, c[i+1])
+		}
+		t.rows = append(t.rows, append(cells, fmt.Sprintf("%.2f", end[len(end)-1-i].Targets[0].Prob)))
+	}
+	p.table(t)
+	p.line(fmt.Sprintf("prob: of %s at the last position shown", p.token(end[len(end)-1].Targets[0].ID)))
+}
+
+// gridColumn is a position of the grid: its token, and below it the top token of each state from the last to the first.
+func (p *page) gridColumn(r *probes.LensResult, at int) []string {
+	pos := r.Positions[at]
+	cells := []string{display.Cut(p.fullToken(r.Prompt[pos.Position].ID), gridColumns)}
+	for i := len(pos.States) - 1; i >= 0; i-- {
+		cells = append(cells, display.Cut(p.fullToken(topOf(pos.States[i].Top)), gridColumns))
+	}
+	return cells
+}
+
+// topOf is the id of the first token of a list.
+func topOf(list []probes.TokenScore) int {
+	if len(list) == 0 {
+		return -1
+	}
+	return list[0].ID
+}
+
+// neuronArgs reads neurons such as L3N12.
+func neuronArgs(args []string) ([]transformer.Neuron, error) {
+	var out []transformer.Neuron
+	for _, text := range args {
+		n, err := transformer.ParseNeuron(text)
+		if err != nil {
+			return nil, withHint(usagef("neuron %w", err), "a memory is named by layer and index, such as L3N12")
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/engram-go/engram/probes"
+	"github.com/engram-go/engram/transformer"
+)
+
+type memoriesFlags struct {
+	prompt                 promptFlags
+	top, tokens            int
+	layers, position, norm string
+}
+
+func (a *app) memoriesCommand() *cobra.Command {
+	var f memoriesFlags
+	cmd := a.command("memories --prompt TEXT | NEURON...", "the memories that a prompt uses, or what one memory holds",
+		"memories --prompt ranks the sub-updates of each layer's FFN at the prompt's last position: score =\n"+
+			"|coefficient| × length of the value. Each comes with the tokens it promotes; where the coefficient is\n"+
+			"negative these are the ones at the bottom of the value's projection, which \"flipped\" says.\n\n"+
+			"memories L3N12 projects the value of one memory to the vocabulary, by the conventions raw, gain, gain-nocenter\n"+
+			"and full (docs/guide explains them).",
+		cobra.ArbitraryArgs, func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				if f.prompt.given() {
+					return usagef("give a prompt or memories, not both")
+				}
+				return a.runValues(cmd, &f, args)
+			}
+			return a.runUpdates(cmd, &f)
+		})
+	f.prompt.register(cmd)
+	cmd.Flags().IntVar(&f.top, "top", 5, "memories for each layer; for one memory, tokens at each end")
+	cmd.Flags().IntVar(&f.tokens, "tokens", 6, "tokens for each memory of a prompt")
+	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
+	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
+	cmd.Flags().StringVar(&f.norm, "norm", "", "convention of the projection: raw, gain, gain-nocenter or full")
+	norms := []string{}
+	for _, n := range probes.Norms() {
+		norms = append(norms, string(n))
+	}
+	_ = cmd.RegisterFlagCompletionFunc("norm", cobra.FixedCompletions(norms, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func projectionConventions(norm probes.Norm) map[string]string {
+	c := map[string]string{
+		"coef":  "input of the down projection, after activation and gate; with experts times the router's weight",
+		"score": "|coef|·value_norm",
+		"share": "score over the sum of all scores of the layer at the position",
+		"sign":  "promotes are the largest entries of the projection of sign(coef)·value",
+		"order": "descending, equals by ascending index or id; ids without a token are not listed",
+	}
+	if norm != "" {
+		c["norm"] = string(norm)
+	}
+	return c
+}
+
+func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
+	opts := probes.UpdatesOptions{Top: f.top, Tokens: f.tokens, Norm: probes.Norm(f.norm)}
+	var err error
+	if err = positive("top", f.top); err != nil {
+		return err
+	}
+	if err = positive("tokens", f.tokens); err != nil {
+		return err
+	}
+	if opts.Layers, err = parseRanges("--layers", f.layers); err != nil {
+		return err
+	}
+	if opts.Positions, err = parsePositions(f.position); err != nil {
+		return err
+	}
+	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	if err != nil {
+		return err
+	}
+	opts.IDs = r.ids()
+	if opts.Positions == nil {
+		for p := range opts.IDs {
+			opts.Positions = append(opts.Positions, p)
+		}
+	}
+	got, err := probes.Updates(cmd.Context(), m, opts)
+	if err != nil {
+		return err
+	}
+	return a.print("memories", got, projectionConventions(got.Norm), func(p *page) { writeUpdates(p, got) })
+}
+
+// writeUpdates prints one table for each position.
+func writeUpdates(p *page, r *probes.UpdatesResult) {
+	for i, at := range r.Positions {
+		if i > 0 {
+			p.printf("\n")
+		}
+		p.heading(fmt.Sprintf("position %d %s", at.Position, p.token(r.Prompt[at.Position].ID)))
+		t := &table{header: []string{"memory", ">coef", ">score", ">share", "promotes"}}
+		for _, l := range at.Layers {
+			for _, u := range l.Updates {
+				t.add(u.Neuron, fmt.Sprintf("%.2f", u.Coef), fmt.Sprintf("%.2f", u.Score), fmt.Sprintf("%.1f%%", 100*u.Share),
+					p.vectors(u.Promotes)+flipped(u.Flipped))
+			}
+		}
+		p.table(t)
+	}
+}
+
+func flipped(is bool) string {
+	if is {
+		return "  (flipped)"
+	}
+	return ""
+}
+
+func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) error {
+	neurons, err := neuronArgs(args)
+	if err != nil {
+		return err
+	}
+	opts := probes.ValuesOptions{Neurons: neurons, Top: f.top}
+	if !cmd.Flags().Changed("top") {
+		opts.Top = 10
+	}
+	if err := positive("top", opts.Top); err != nil {
+		return err
+	}
+	if f.norm != "" {
+		norm, err := probes.ParseNorm(f.norm)
+		if err != nil {
+			return err
+		}
+		opts.Norms = []probes.Norm{norm}
+	}
+	m, err := a.open(cmd.Context(), 1)
+	if err != nil {
+		return err
+	}
+	got, err := probes.Values(cmd.Context(), m, opts)
+	if err != nil {
+		return err
+	}
+	return a.print("values", got, projectionConventions(""), func(p *page) { writeValues(p, got, neurons) })
+}
+
+// writeValues prints, for each memory and convention, both ends of the projection.
+func writeValues(p *page, r *probes.ValuesResult, neurons []transformer.Neuron) {
+	for i, v := range r.Values {
+		if i > 0 {
+			p.printf("\n")
+		}
+		p.heading(fmt.Sprintf("memory %s, value of length %.3f", neurons[i], v.Norm))
+		for j, proj := range v.Projections {
+			if j > 0 {
+				p.printf("\n")
+			}
+			t := &table{header: []string{string(proj.Norm), ">id", ">score", "", "bottom", ">id", ">score"}}
+			for k := range proj.Top {
+				up, down := proj.Top[k], proj.Bottom[k]
+				t.add(p.token(up.ID), strconv.Itoa(up.ID), fmt.Sprintf("%.3f", up.Score), "",
+					p.token(down.ID), strconv.Itoa(down.ID), fmt.Sprintf("%.3f", down.Score))
+			}
+			p.table(t)
+		}
+	}
+}

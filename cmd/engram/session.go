@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/gomlx/compute"
+
+	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/internal/progress"
+	"github.com/engram-go/engram/internal/result"
+	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/transformer"
+)
+
+// session is the model a command works on.
+type session struct {
+	model   *transformer.Model
+	backend compute.Backend
+	info    backend.Info
+}
+
+func backendNames() []string { return append([]string{backend.Auto}, backend.Names()...) }
+
+// options are those of package loader that the global flags name.
+func (a *app) options() (loader.Options, *progress.Line) {
+	line := a.progress()
+	return loader.Options{
+		Check: a.flags.check, Stream: a.flags.stream,
+		Progress: func(file string, done, total int64) { line.Printf("%s: %d of %d MB", file, done/1e6, total/1e6) },
+	}, line
+}
+
+// progress is the progress line, nil where nobody could read it.
+func (a *app) progress() *progress.Line {
+	f, ok := a.stderr.(*os.File)
+	if !ok || a.flags.quiet {
+		return nil
+	}
+	return progress.ForFile(f)
+}
+
+// open opens the model on the backend that the flags name. tokens is about how many the command will run.
+func (a *app) open(ctx context.Context, tokens int) (*transformer.Model, error) {
+	opts, line := a.options()
+	defer line.Clear()
+	s := &session{}
+	a.session = s
+	name, err := a.backendFor(ctx, tokens, opts)
+	if err != nil {
+		return nil, err
+	}
+	if s.backend, s.info, err = backend.Open(name); err != nil {
+		return nil, err
+	}
+	a.announce(s.info)
+	opts.Backend = s.backend
+	if s.model, err = loader.Open(ctx, a.flags.model, opts); err != nil {
+		return nil, err
+	}
+	return s.model, nil
+}
+
+// announce says when nothing faster than the Go backend opened.
+func (a *app) announce(info backend.Info) {
+	if info.Fallback != "" {
+		a.note("running on the Go backend, which is slower: %s; engram setup installs XLA", info.Fallback)
+	}
+}
+
+// backendFor settles which backend to open. A name is taken at its word; otherwise it depends on the work.
+func (a *app) backendFor(ctx context.Context, tokens int, opts loader.Options) (string, error) {
+	name := a.flags.backend
+	if name == "" {
+		name = os.Getenv(backend.Env)
+	}
+	if name != "" && name != backend.Auto {
+		return name, nil
+	}
+	opts.Check = false
+	c, err := loader.OpenCheckpoint(ctx, a.flags.model, opts)
+	if err != nil {
+		return "", err
+	}
+	work := int64(tokens) * parameters(c.Config)
+	if err := c.Close(); err != nil {
+		return "", err
+	}
+	return preferred(work), nil
+}
+
+// parameters is about how many weights take part in a token's way through the blocks and the head.
+func parameters(c *transformer.Config) int64 {
+	a, f := &c.Attention, &c.FFN
+	attention := int64(c.Width) * int64(a.HeadSize) * int64(2*a.Heads+2*a.KVHeads)
+	ffn := 3 * int64(c.Width) * int64(max(f.Hidden, f.TopK*f.ExpertHidden))
+	return int64(c.Layers)*(attention+ffn) + int64(c.Width)*int64(c.Vocab)
+}
+
+// close ends the session.
+func (a *app) close() error {
+	s := a.session
+	if s == nil {
+		return nil
+	}
+	a.session = nil
+	var err error
+	if s.model != nil {
+		err = s.model.Close()
+	}
+	if s.backend != nil {
+		s.backend.Finalize()
+	}
+	return err
+}
+
+// note tells something about the way to the result, in one line.
+func (a *app) note(format string, args ...any) {
+	if !a.flags.quiet {
+		fmt.Fprintf(a.stderr, "note: %s\n", oneLine(fmt.Sprintf(format, args...)))
+	}
+}
+
+// print gives the result as JSON, or as text.
+func (a *app) print(schema string, value any, conventions map[string]string, text func(*page)) error {
+	if !a.flags.json {
+		p := newPage(a.stdout)
+		if a.session != nil && a.session.model != nil {
+			p.tokens = a.session.model.Tokenizer
+		}
+		text(p)
+		return p.flush()
+	}
+	e := result.Envelope{Schema: "engram." + schema, Engram: versionText(), Conventions: conventions, Result: value}
+	if s := a.session; s != nil && s.model != nil {
+		e.Model = &result.Model{Name: s.model.Name, Fingerprint: s.model.Fingerprint, DType: s.model.DType}
+		e.Backend = s.info.Name
+	}
+	return e.Write(a.stdout)
+}
+
+// regular refuses an output path that names something other than a file: replacing a device would not fill it.
+func regular(path string) error {
+	if path == "" {
+		return usagef("--out: no file named")
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return refusal{fmt.Errorf("write %s: not a regular file", path)}
+	}
+	return nil
+}
+
+// writable refuses an output file that could not be written in the end, before any work is done.
+func writable(path string, replace bool) error {
+	if err := regular(path); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(path); err == nil && !replace {
+		return fmt.Errorf("write %s: %w", path, os.ErrExist)
+	}
+	return nil
+}

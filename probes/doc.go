@@ -1,0 +1,15 @@
+// Package probes asks what the memories in a model's feed-forward layers hold and do.
+//
+// In the reading of Geva et al. (2021, 2022), a feed-forward layer is a key-value memory: neuron i has a key, the row
+// of the up (or gate) matrix, and a value v_i, the row of the down matrix. On a token it gets a coefficient m_i, the
+// input of the down projection, and adds the sub-update m_i·v_i to the residual stream. Each probe is one function
+// with an options struct and a result struct, which is what the command prints with --json:
+//
+//	Predict      what comes next
+//	Activations  what stood at the sites of a run, and gradients there, as a file
+//	Lens         what the residual stream would predict before and after each sublayer
+//	Updates      which memories moved a prompt's residual stream most, and towards which tokens
+//	Values       which tokens the value of a memory stands for
+//
+// Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
+package probes

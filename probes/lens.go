@@ -1,0 +1,159 @@
+package probes
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/engram-go/engram/transformer"
+)
+
+// LensOptions say what to look at. Only IDs is needed.
+type LensOptions struct {
+	IDs       []int // one prompt
+	Positions []int // negative ones count from the end; nil means all
+	Targets   []int // tokens to follow; nil means, at each position, what the model itself predicts there
+	Top       int   // tokens to list for each state; 0 means 5
+	// Run is a finished run of IDs that captured LensSites at all positions; nil means that Lens makes one.
+	Run *transformer.Run
+}
+
+// LensSites are what a run has to capture for a lens.
+func LensSites() []transformer.Site {
+	return []transformer.Site{transformer.ResidPre, transformer.ResidMid, transformer.ResidPost}
+}
+
+// LensResult is the logit lens of one prompt.
+type LensResult struct {
+	Prompt    []Token        `json:"prompt"`
+	Positions []LensPosition `json:"positions"`
+}
+
+// LensPosition is the lens at one position: 2L+1 states, resid_pre of layer 0 and then resid_mid and resid_post of each
+// layer. What enters a later layer is what left the one before it.
+type LensPosition struct {
+	Position int         `json:"position"`
+	States   []LensState `json:"states"`
+}
+
+// LensState is what one state of the residual stream predicts.
+type LensState struct {
+	Layer   int              `json:"layer"`
+	Site    transformer.Site `json:"site"`
+	Entropy float64          `json:"entropy"` // in nats
+	Targets []TargetScore    `json:"targets"`
+	Top     []TokenScore     `json:"top"`
+}
+
+// lensRows is about how many states go through the unembedding at once; all calls have the same number of them, so that
+// one program serves them all.
+const lensRows = 64
+
+// Lens is the logit lens (nostalgebraist, 2020): what the model would predict if the layers above a state were not
+// there. For a state h [d] of the residual stream,
+//
+//	logits = E·FinalNorm(h) + b, with the model's softcap,
+//
+// where E is the unembedding [V,d]. States are taken before and after each sublayer; in blocks whose sublayers run side
+// by side, resid_mid is resid_pre plus what attention adds. The last state gives the model's own logits. Post-norm
+// models have no final norm and are read as they stand, BERT through its whole head; encoders predict the token at the
+// position itself.
+//
+// Errors wrap those of transformer.Model.Run, ErrPosition and transformer.ErrTokenRange.
+func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensResult, error) {
+	if err := checkTargets(opts.Targets, m.Config); err != nil {
+		return nil, err
+	}
+	if opts.Top == 0 {
+		opts.Top = 5
+	}
+	run := opts.Run
+	if run == nil {
+		var err error
+		if run, err = m.Run(ctx, [][]int{opts.IDs}, transformer.Capture{Sites: LensSites()}); err != nil {
+			return nil, err
+		}
+		defer run.Close()
+	}
+	at := opts.Positions
+	if at == nil {
+		for p := range opts.IDs {
+			at = append(at, p)
+		}
+	}
+	at, err := positions(at, len(opts.IDs))
+	if err != nil {
+		return nil, err
+	}
+	l := lens{m: m, opts: &opts, run: run}
+	out := &LensResult{Prompt: promptTokens(m, opts.IDs)}
+	group := max(1, min(len(at), lensRows/l.states()))
+	for from := 0; from < len(at); from += group {
+		if err := context.Cause(ctx); err != nil {
+			return nil, fmt.Errorf("stopped at position %d of %d: %w", from, len(at), err)
+		}
+		list, err := l.read(at[from:min(from+group, len(at))], group)
+		if err != nil {
+			return nil, err
+		}
+		out.Positions = append(out.Positions, list...)
+	}
+	return out, nil
+}
+
+type lens struct {
+	m    *transformer.Model
+	opts *LensOptions
+	run  *transformer.Run
+}
+
+// states is the number of states at a position.
+func (l *lens) states() int { return 2*l.m.Config.Layers + 1 }
+
+// state names the i-th state of a position.
+func state(i int) (layer int, site transformer.Site) {
+	switch {
+	case i == 0:
+		return 0, transformer.ResidPre
+	case i%2 == 1:
+		return i / 2, transformer.ResidMid
+	}
+	return i/2 - 1, transformer.ResidPost
+}
+
+// read sends the states of some positions through the unembedding, as many rows as a group of them has.
+func (l *lens) read(at []int, group int) ([]LensPosition, error) {
+	n := l.states()
+	all := transformer.NewTensor(group*n, l.m.Config.Width)
+	for i := range n {
+		layer, site := state(i)
+		t, err := l.run.Tensor(site, layer)
+		if err != nil {
+			return nil, err
+		}
+		for j, p := range at {
+			copy(all.At(j*n+i).Data, t.At(0, p).Data)
+		}
+	}
+	logits, err := l.m.Unembed(all, false)
+	if err != nil {
+		return nil, err
+	}
+	var out []LensPosition
+	for j, p := range at {
+		targets := l.opts.Targets
+		if targets == nil {
+			targets = transformer.Extremes(logits.At(j*n + n - 1).Data[:listed(l.m)], 1, false)
+		}
+		here := LensPosition{Position: p}
+		for i := range n {
+			s := LensState{}
+			s.Layer, s.Site = state(i)
+			var r transformer.Readout
+			r, s.Top, s.Targets = readLogits(l.m, logits.At(j*n+i).Data, l.opts.Top, targets)
+			s.Entropy = r.Entropy
+			here.States = append(here.States, s)
+		}
+		out = append(out, here)
+	}
+	return out, nil
+}

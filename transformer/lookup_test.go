@@ -1,0 +1,77 @@
+package transformer_test
+
+import (
+	"encoding/binary"
+	"math"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/engram-go/engram/internal/backend/backendtest"
+	"github.com/engram-go/engram/internal/safetensors"
+	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/transformer"
+)
+
+// TestVectorIsTheFiles: vectors are those of the file, pieces of fused ones included, and absent ones are nil.
+func TestVectorIsTheFiles(t *testing.T) {
+	dir := filepath.Join("..", "testdata", "goldens", "gpt2")
+	m, err := loader.Open(t.Context(), dir, loader.Options{Backend: backendtest.Open(t, "go")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	f, err := safetensors.Open(filepath.Join(dir, "model.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d := m.Config.Width
+	for _, c := range []struct {
+		slot     transformer.Slot
+		layer    int
+		tensor   string
+		from, to int
+	}{
+		{transformer.SlotFinalNorm.Gain(), -1, "transformer.ln_f.weight", 0, d},
+		{transformer.SlotDown.Bias(), 1, "transformer.h.1.mlp.c_proj.bias", 0, d},
+		{transformer.SlotK.Bias(), 2, "transformer.h.2.attn.c_attn.bias", d, 2 * d},
+	} {
+		got, err := m.Vector(c.slot, c.layer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := f.Tensor(c.tensor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want []float32
+		for i := c.from; i < c.to; i++ {
+			want = append(want, math.Float32frombits(binary.LittleEndian.Uint32(raw.Data[4*i:])))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s of layer %d is %v, want %v", c.slot, c.layer, got, want)
+		}
+	}
+	if got, err := m.Vector(transformer.SlotUnembed.Bias(), -1); got != nil || err != nil {
+		t.Errorf("a bias that is not there: %v, %v", got, err)
+	}
+	if _, err := m.Vector(transformer.SlotDown, 0); err == nil {
+		t.Error("a matrix is no vector, and no error came")
+	}
+}
+
+// TestReadLogits: by hand, logits 0, ln 2, ln 2, ln 3 have probabilities of 1, 2, 2 and 3 eighths.
+func TestReadLogits(t *testing.T) {
+	two, three := float32(math.Log(2)), float32(math.Log(3))
+	opts := transformer.ReadoutOptions{Top: 2, Bottom: 1, Targets: []int{1, 2}}
+	r := transformer.ReadLogits([]float32{0, two, two, three}, opts)
+	if r.Top[0].ID != 3 || r.Top[1].ID != 1 || r.Bottom[0].ID != 0 || r.Targets[0].Rank != 1 || r.Targets[1].Rank != 2 {
+		t.Errorf("got %+v", r)
+	}
+	want := -(math.Log(1.0/8)/8 + 2*math.Log(2.0/8)*2/8 + math.Log(3.0/8)*3/8)
+	off := math.Abs(r.Top[0].Prob-3.0/8) + math.Abs(r.Entropy-want) + math.Abs(r.LogSumExp-math.Log(8))
+	if off > 1e-6 {
+		t.Errorf("got %+v, want entropy %g", r, want)
+	}
+}
