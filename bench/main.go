@@ -109,6 +109,27 @@ func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, threads
 	return errors.Join(p.stop(), m.Close())
 }
 
+// A turn begins when the other side's worker threads, which spin for a while after their work, are asleep: a pause, one
+// call that is not counted, and the calls that are.
+const (
+	pause   = 300 * time.Millisecond
+	perTurn = 3
+)
+
+func turn(times []float64, call func() (float64, error)) ([]float64, error) {
+	time.Sleep(pause)
+	for i := range 1 + perTurn {
+		t, err := call()
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 {
+			times = append(times, t)
+		}
+	}
+	return times, nil
+}
+
 // compare takes turns and prints one line.
 func compare(m *transformer.Model, p *peer, j job, rounds int) error {
 	ours, err := j.ours(m)
@@ -132,25 +153,22 @@ func compare(m *transformer.Model, p *peer, j job, rounds int) error {
 	}
 	var a, b []float64
 	for range rounds {
-		x, err := seconds(ours)
-		if err != nil {
+		if a, err = turn(a, func() (float64, error) { return seconds(ours) }); err != nil {
 			return err
 		}
-		y, err := theirs()
-		if err != nil {
+		if b, err = turn(b, theirs); err != nil {
 			return err
 		}
-		a, b = append(a, x), append(b, y)
 	}
 	slices.Sort(a)
 	slices.Sort(b)
-	ratio := a[rounds/2] / b[rounds/2]
+	ratio := a[len(a)/2] / b[len(b)/2]
 	verdict := "ok"
 	if ratio > j.bound {
 		verdict = "over"
 	}
 	fmt.Printf("%-48s engram %8.1f ms  peer %8.1f ms  ratio %.2f (bound %.2f, %s)  least %.1f / %.1f  first call %.2f s\n",
-		j.name, 1e3*a[rounds/2], 1e3*b[rounds/2], ratio, j.bound, verdict, 1e3*a[0], 1e3*b[0], first)
+		j.name, 1e3*a[len(a)/2], 1e3*b[len(b)/2], ratio, j.bound, verdict, 1e3*a[0], 1e3*b[0], first)
 	return nil
 }
 

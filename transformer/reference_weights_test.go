@@ -17,7 +17,7 @@ import (
 // refNames are the tensor names of a family, layers as %d, without ".weight" and ".bias"; names are parted by blanks
 // and written slot=name.
 type refNames struct {
-	prefix, layer   string
+	layer           string
 	outside, inside string
 	conv            bool // matrices are stored [in,out]
 	fused           bool // q, k and v of each head stand together in one tensor
@@ -31,6 +31,8 @@ const llamaFFN = "gate=mlp.gate_proj up=mlp.up_proj down=mlp.down_proj "
 const llamaOutside = "embed=model.embed_tokens final_norm=model.norm unembed=lm_head"
 
 // refFamilies cover every block layout, kind of FFN and kind of position information.
+//
+//lint:long a table
 func refFamilies() map[string]refNames {
 	return map[string]refNames{
 		"gpt2": {

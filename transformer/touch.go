@@ -120,8 +120,9 @@ func (t touched) pull(b *block, v *Node) *Node {
 	return v
 }
 
-// moves says by how much x [B,S,width] moves along each direction, [B,S,r]: c_k = alpha_k·(x + Σ_j<k c_j u_j)·u_k + beta_k,
-// so that later projections see earlier ones. A cotangent takes the way back: in reverse, without beta.
+// moves says by how much x [B,S,width] moves along each direction, [B,S,r]:
+// c_k = alpha_k·(x + Σ_j<k c_j u_j)·u_k + beta_k, so that later projections see earlier ones. A cotangent takes the way
+// back: in reverse, without beta.
 func (t touched) moves(b *block, x *Node, back bool) *Node {
 	u := b.in[t.name("dirs")]
 	along := matmul(x, Transpose(u, 0, 1))
