@@ -76,8 +76,9 @@ fmt: ## format all Go files
 notices: ## write THIRD_PARTY_NOTICES.md from the module cache
 	$(GO) run ./internal/notices
 
-bench: setup ## benchmarks (BENCH=regexp), kept in build/bench.txt
-	@mkdir -p build
+bench: build ## beside PyTorch, in turn (needs python3 with torch and transformers); then benchmarks (BENCH=regexp)
+	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./bench
+	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./bench -only loading
 	@if [ -f build/bench.txt ]; then mv build/bench.txt build/bench.old.txt; fi
 	@$(NATIVE) $(SIMD) $(GO) test -tags "$$tags" -run '^$$' -bench '$(BENCH)' -benchmem ./... | tee build/bench.txt
 
