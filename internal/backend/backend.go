@@ -141,7 +141,9 @@ func hint(name string) string {
 }
 
 func openGo() (compute.Backend, Info, error) {
-	be, err := gobackend.New("")
+	// Nodes of a graph run one after the other, each product in parallel: run side by side they can fill the worker
+	// pool and wait in it for each other for ever (compute v0.1.0).
+	be, err := gobackend.New("ops_sequential")
 	if err != nil {
 		return nil, Info{}, err
 	}
