@@ -65,3 +65,44 @@ func Alive(ts []*tensors.Tensor) int {
 	}
 	return n
 }
+
+// ParamTensors are the weights of a model in the order of Config.Parameters, on the device.
+func (m *Model) ParamTensors() ([]*tensors.Tensor, error) {
+	c := m.Config
+	params, err := c.Parameters()
+	if err != nil {
+		return nil, err
+	}
+	var all []*tensors.Tensor
+	for _, p := range params {
+		t, err := m.paramTensor(p)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+func (m *Model) paramTensor(p Param) (*tensors.Tensor, error) {
+	c := m.Config
+	if p.Layer < 0 && (p.Name == string(SlotEmbed) || p.Name == string(SlotEmbedPositions)) {
+		table, err := m.weights.table(Slot(p.Name))
+		if err != nil {
+			return nil, err
+		}
+		flat := make([]float32, product(p.Shape))
+		widenTo(flat, table, 0)
+		return upload(m.backend, flat, p.Shape...)
+	}
+	list := slices.Concat(c.finalWeights(), c.unembedWeights(Range{0, c.Vocab}))
+	if p.Layer >= 0 {
+		list = c.layerWeights(p.Layer)
+	}
+	for _, w := range m.weights.present(list, p.Layer) {
+		if w.name == p.Name {
+			return m.weights.send(w, p.Layer, false)
+		}
+	}
+	return upload(m.backend, make([]float32, product(p.Shape)), p.Shape...) // a bias the checkpoint has not
+}

@@ -364,10 +364,7 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 func (m *Model) constants(l int, args values) ([]string, error) {
 	c := m.Config
 	list := []string{"scale"}
-	scale := c.Attention.Scale
-	if c.Attention.ScaleByLayer {
-		scale /= float64(l + 1)
-	}
+	scale := c.scoreScale(l)
 	put := func(name, key string, make func() (*tensors.Tensor, error)) error {
 		t, err := m.weights.constant(key, make)
 		args[name] = t
@@ -379,10 +376,7 @@ func (m *Model) constants(l int, args values) ([]string, error) {
 		return nil, err
 	}
 	if !c.Encoder {
-		window := c.Window(l)
-		if window <= 0 {
-			window = maxSize
-		}
+		window := c.windowLimit(l)
 		list = append(list, "window")
 		if err := put("window", fmt.Sprint("window=", window), func() (*tensors.Tensor, error) {
 			return upload(m.backend, []int32{int32(window)})
