@@ -30,6 +30,9 @@ var (
 	ErrMissing         = errors.New("missing")
 )
 
+// ErrShare means that a share of GeneratorOptions is not one.
+var ErrShare = errors.New("no such share")
+
 // Problem is one reason to refuse a table: where it is, and where what it clashes with is, if it clashes.
 type Problem struct {
 	File, OtherFile string
@@ -91,6 +94,7 @@ type Sentences struct {
 	Places, Things            []string
 	Indirect, HeldOutIndirect []string // forms with {first}, {second}, {giver}, {place} and {thing}
 	Words, HeldOutWords       []string // common nouns; the second list is in no repeated sequence of training
+	Series                    []string // come before a repeated sequence
 }
 
 // Table is a set of facts that agree with each other.

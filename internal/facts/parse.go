@@ -291,7 +291,7 @@ func (s *Sentences) lists() map[string]struct {
 		"name": {&s.Names, nil}, "held-out-name": {&s.HeldOutNames, nil},
 		"place": {&s.Places, nil}, "thing": {&s.Things, nil},
 		"indirect": {&s.Indirect, indirect}, "held-out-indirect": {&s.HeldOutIndirect, indirect},
-		"word": {&s.Words, nil}, "held-out-word": {&s.HeldOutWords, nil},
+		"word": {&s.Words, nil}, "held-out-word": {&s.HeldOutWords, nil}, "series": {&s.Series, nil},
 	}
 }
 
