@@ -122,12 +122,10 @@ func (s *Sentences) twoPeople(rng *rand.Rand, form string, names []string) (text
 	return text, two[1-giver]
 }
 
-// filler makes a sentence that says nothing about any subject. Held-out names and words occur in it as often as the
-// others, so that a model knows them.
+// filler makes a sentence that says nothing about any subject.
 func (s *Sentences) filler(rng *rand.Rand) string {
 	if rng.IntN(3) == 0 {
-		words := append(sequence(rng, s.Words, 1), sequence(rng, s.HeldOutWords, 1)...)
-		rng.Shuffle(len(words), func(i, j int) { words[i], words[j] = words[j], words[i] })
+		words := sequence(rng, s.Words, 2)
 		return strings.NewReplacer("{word}", words[0], "{other}", words[1]).Replace(pick(rng, s.Scene))
 	}
 	who := pick(rng, s.Who)

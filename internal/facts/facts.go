@@ -90,10 +90,10 @@ type Sentences struct {
 	Opening, Who, Did, What, Tail []string // parts of filler sentences
 	Scene                         []string // filler with {word} and {other}
 
-	Names, HeldOutNames       []string // of people; the second list is in no training document about two people
+	Names, HeldOutNames       []string // of people; the second list is in no document about two, but in sequences
 	Places, Things            []string
 	Indirect, HeldOutIndirect []string // forms with {first}, {second}, {giver}, {place} and {thing}
-	Words, HeldOutWords       []string // common nouns; the second list is in no repeated sequence of training
+	Words, HeldOutWords       []string // nouns; names that are in no repeated sequence, but in documents about two
 	Series                    []string // come before a repeated sequence
 }
 

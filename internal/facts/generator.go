@@ -10,11 +10,12 @@ import (
 	"unicode"
 )
 
-// sequenceWords are the different words of what is trained on, but for the held-out lists: the more words a sequence
-// may have, the less can be learned by heart instead of looked up.
+// sequenceWords are the different words of what is trained on, but for HeldOutWords: the more words a sequence may have,
+// the less can be learned by heart instead of looked up. Held-out names are among them: a name that is the answer to
+// nothing in training could not be given as one.
 func (t *Table) sequenceWords() []string {
 	s := &t.Sentences
-	texts := slices.Concat(s.Words, s.Names, s.Neutral, s.Lead, s.Opening, s.Did, s.What, s.Tail, s.Places, s.Things)
+	texts := slices.Concat(s.Words, s.Names, s.HeldOutNames, s.Neutral, s.Lead, s.Opening, s.Did, s.What, s.Tail, s.Places, s.Things)
 	for _, r := range t.Relations {
 		texts = append(texts, r.Train...)
 	}
@@ -22,13 +23,13 @@ func (t *Table) sequenceWords() []string {
 		texts = append(texts, f.Object, f.Kind)
 	}
 	seen := map[string]bool{}
-	for _, held := range slices.Concat(s.HeldOutWords, s.HeldOutNames) {
+	for _, held := range s.HeldOutWords {
 		seen[held] = true
 	}
 	var all []string
 	for _, text := range texts {
 		for _, word := range strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) }) {
-			if !seen[word] {
+			if len(word) > 3 && !seen[word] { // shorter ones are articles and the like
 				seen[word] = true
 				all = append(all, word)
 			}
@@ -123,8 +124,8 @@ func (o GeneratorOptions) shares() (GeneratorOptions, error) {
 //
 // A document is one to three sentences: a fact or the kind of its subject, often behind a filler or a neutral sentence,
 // sometimes with another fact behind it; or one sentence on two people; or one sequence of words that is said again.
-// Held-out templates and forms never occur, held-out names never beside a second person, held-out words never in a
-// sequence; names and words do occur in filler, so that a model has seen them.
+// Held-out templates and forms never occur, held-out names never beside a second person, held-out words, which are
+// names too, never in a sequence. Each of the two lists occurs in the documents of the other kind.
 type Generator struct {
 	table *Table
 	opts  GeneratorOptions
