@@ -11,7 +11,7 @@ import (
 
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/facts"
-	"github.com/engram-go/engram/internal/training"
+	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/transformer"
 )

@@ -18,7 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/facts"
-	"github.com/engram-go/engram/internal/training"
+	"github.com/engram-go/engram/cmd/engram-train/training"
 )
 
 func main() {

@@ -10,12 +10,13 @@ import (
 	"unicode"
 )
 
-// sequenceWords are the different words of what is trained on, but for HeldOutWords: the more words a sequence may have,
-// the less can be learned by heart instead of looked up. Held-out names are among them: a name that is the answer to
-// nothing in training could not be given as one.
+// sequenceWords are the different words of what is trained on, but for HeldOutWords: the more words a sequence may
+// have, the less can be learned by heart instead of looked up. Held-out names are among them: a name that is the answer
+// to nothing in training could not be given as one.
 func (t *Table) sequenceWords() []string {
 	s := &t.Sentences
-	texts := slices.Concat(s.Words, s.Names, s.HeldOutNames, s.Neutral, s.Lead, s.Opening, s.Did, s.What, s.Tail, s.Places, s.Things)
+	texts := slices.Concat(s.Words, s.Names, s.HeldOutNames, s.Neutral, s.Lead, s.Opening, s.Did, s.What, s.Tail,
+		s.Places, s.Things)
 	for _, r := range t.Relations {
 		texts = append(texts, r.Train...)
 	}

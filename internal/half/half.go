@@ -3,8 +3,8 @@ package half
 
 import "math"
 
-// FromFloat32 rounds to half precision, ties to even. compute's own conversion is not used: it turns values below 2⁻¹⁴, which half
-// precision has as subnormals, into zero.
+// FromFloat32 rounds to half precision, ties to even. compute's own conversion is not used: it turns values below 2⁻¹⁴,
+// which half precision has as subnormals, into zero.
 func FromFloat32(f float32) uint16 {
 	bits := math.Float32bits(f)
 	sign := uint16(bits >> 16 & 0x8000)

@@ -38,7 +38,9 @@ type optimizer struct {
 	state  [3][]*tensors.Tensor // weights, first and second moments
 }
 
-func newOptimizer(be compute.Backend, c *transformer.Config, params []transformer.Param, opts *Options) (*optimizer, error) {
+func newOptimizer(
+	be compute.Backend, c *transformer.Config, params []transformer.Param, opts *Options,
+) (*optimizer, error) {
 	o := &optimizer{be: be, cfg: c, opts: opts, params: params}
 	var err error
 	o.exec, err = NewExec(be, o.graph)

@@ -37,9 +37,10 @@ func (s Shape) Config() (*transformer.Config, error) {
 }
 
 // initial draws the weights training starts from, as GPT-2 does: normal with standard deviation 0.02, those that write
-// to the residual stream 1/sqrt(2·layers) of that; gains 1, biases 0. Positions start as sinusoids (Vaswani et al. 2017,
-// section 3.5) of the same size instead: a head then finds the token before it with one rotation for all positions,
-// where random positions have to be learned one by one, and attention circuits form in a fraction of the time.
+// to the residual stream 1/sqrt(2·layers) of that; gains 1, biases 0. Positions start as sinusoids of the same size
+// (Vaswani et al. 2017, section 3.5) instead: a head then finds the token before it with one rotation for all
+// positions, where random positions have to be learned one by one, and attention circuits form in a fraction of the
+// time.
 func initial(c *transformer.Config, params []transformer.Param, seed uint64) [][]float32 {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	all := make([][]float32, len(params))

@@ -30,6 +30,41 @@ func cloneAll(list [][]float32) [][]float32 {
 	return out
 }
 
+// stepper runs single first steps of a small model on one batch.
+type stepper struct {
+	t *testing.T
+	o *optimizer
+	b *batch
+}
+
+// step takes weights one step with zero moments before it.
+func (s *stepper) step(w [][]float32, rate float64) (loss, norm float64, state [3][][]float32) {
+	s.t.Helper()
+	if err := s.o.put([3][][]float32{w, zeros(w), zeros(w)}); err != nil {
+		s.t.Fatal(err)
+	}
+	l, n, err := s.o.step(s.b, 1, rate)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if state, err = s.o.get(); err != nil {
+		s.t.Fatal(err)
+	}
+	return float64(l), float64(n), state
+}
+
+// slope is the derivative of the loss by one weight, by finite differences.
+func (s *stepper) slope(weights [][]float32, i, j int) float64 {
+	const h = 1e-2
+	at := func(by float32) float64 {
+		w := cloneAll(weights)
+		w[i][j] += by
+		loss, _, _ := s.step(w, 0)
+		return loss
+	}
+	return (at(h) - at(-h)) / (2 * h)
+}
+
 // The first step of AdamW moves every weight by rate·(gradient's sign + decay·weight), with the gradient that finite
 // differences of the loss give: with corrected moments m = g and v = g², m/√v is the sign. Its first moment is a tenth
 // of the clipped gradient.
@@ -42,6 +77,10 @@ func TestStepIsAdamW(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer o.close()
+		b, err := (&packer{docs: sayings{}, tokenizer: letters{}, opts: &opts}).batch()
+		if err != nil {
+			t.Fatal(err)
+		}
 		rng := rand.New(rand.NewPCG(1, 2))
 		weights := initial(c, params, 1)
 		for i := range weights {
@@ -49,47 +88,23 @@ func TestStepIsAdamW(t *testing.T) {
 				weights[i][j] += float32(rng.NormFloat64() * 0.3)
 			}
 		}
-		p := &packer{docs: sayings{}, tokenizer: letters{}, opts: &opts}
-		b, err := p.batch()
-		if err != nil {
-			t.Fatal(err)
-		}
-		step := func(w [][]float32, rate float64) (loss, norm float32, state [3][][]float32) {
-			if err := o.put([3][][]float32{w, zeros(w), zeros(w)}); err != nil {
-				t.Fatal(err)
-			}
-			if loss, norm, err = o.step(b, 1, rate); err != nil {
-				t.Fatal(err)
-			}
-			if state, err = o.get(); err != nil {
-				t.Fatal(err)
-			}
-			return loss, norm, state
-		}
 		const rate = 1e-3
-		_, norm, after := step(weights, rate)
-		clip := math.Min(1, opts.Clip/(float64(norm)+1e-6))
+		s := &stepper{t, o, b}
+		_, norm, after := s.step(weights, rate)
+		clip := math.Min(1, opts.Clip/(norm+1e-6))
 		total := 0.0
 		for _, m := range after[1] {
 			for _, v := range m {
 				total += math.Pow(float64(v)/(1-beta1)/clip, 2)
 			}
 		}
-		if got := math.Sqrt(total); math.Abs(got-float64(norm)) > 1e-4*got {
+		if got := math.Sqrt(total); math.Abs(got-norm) > 1e-4*got {
 			t.Errorf("gradient norm %g, its parts give %g", norm, got)
 		}
 		for i, param := range params {
 			j := rng.IntN(len(weights[i]))
 			gradient := float64(after[1][i][j]) / (1 - beta1) / clip
-			const h = 1e-2
-			near := func(by float32) float64 {
-				w := cloneAll(weights)
-				w[i][j] += by
-				loss, _, _ := step(w, 0)
-				return float64(loss)
-			}
-			numeric := (near(h) - near(-h)) / (2 * h)
-			if math.Abs(numeric-gradient) > 2e-3+0.03*math.Abs(gradient) {
+			if numeric := s.slope(weights, i, j); math.Abs(numeric-gradient) > 2e-3+0.03*math.Abs(gradient) {
 				t.Errorf("%s of layer %d [%d]: gradient %g, finite differences %g", param.Name, param.Layer, j, gradient, numeric)
 			}
 			want := 0.0
