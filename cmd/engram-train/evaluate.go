@@ -3,15 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 
 	"github.com/gomlx/compute"
 
+	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/facts"
-	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/transformer"
 )
@@ -95,8 +96,9 @@ func ask(ctx context.Context, m *transformer.Model, questions []facts.Question) 
 func (j *job) writeSets(ctx context.Context, t *facts.Table, report []score, knows func(facts.Question) bool) error {
 	known := facts.KnownFacts(t, facts.KnownOptions{Seed: evaluationSeed, Known: knows})
 	records, err := facts.Records(t, facts.RecordOptions{Seed: evaluationSeed, Known: knows})
-	if err != nil {
-		return err
+	if errors.Is(err, facts.ErrTooFew) { // a small table, or a model that knows little, is no failure
+		fmt.Fprintf(j.stderr, "note: %v\n", err)
+		err = nil
 	}
 	fmt.Fprintf(j.stdout, "%d of %d facts known, %d records\n", len(known), len(t.Facts()), len(records))
 	write := func(name string, fill func(io.Writer) error) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,18 +14,20 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/facts"
-	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/loader"
 )
 
 //go:embed tokenizer.py
 var tokenizerScript string
 
-// errNoData is returned when there is nothing to train on.
-var errNoData = errors.New("nothing to train on")
+// dataError is an error of what there is to train on.
+type dataError struct{ error }
+
+func (e dataError) Unwrap() error { return e.error }
 
 // What lies in a training folder.
 const (
@@ -94,9 +95,12 @@ func (j *job) run(ctx context.Context) error {
 	if _, err := os.Stat(dir); err == nil {
 		return fmt.Errorf("write %s: %w", dir, os.ErrExist)
 	}
+	if err := training.CheckDType(j.dtype); err != nil {
+		return err
+	}
 	data, err := j.data()
 	if err != nil {
-		return err
+		return dataError{err}
 	}
 	if err := os.MkdirAll(j.out, 0o755); err != nil {
 		return err
@@ -148,7 +152,7 @@ func (j *job) data() (*data, error) {
 		}
 		lines, err := training.NewLines(string(text), j.options.Seed)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", errNoData, j.text, err)
+			return nil, fmt.Errorf("train on %s: %w", j.text, err)
 		}
 		return &data{documents: lines, identity: text}, nil
 	}

@@ -17,8 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/engram-go/engram/internal/facts"
 	"github.com/engram-go/engram/cmd/engram-train/training"
+	"github.com/engram-go/engram/transformer"
 )
 
 func main() {
@@ -57,13 +57,13 @@ interrupted one stopped.`,
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "hint: the same command goes on from there")
 		return 130
-	case !started || errors.Is(err, training.ErrOptions):
+	case !started, errors.Is(err, training.ErrOptions), errors.Is(err, transformer.ErrConfig):
 		fmt.Fprintln(stderr, "hint: engram-train --help lists what it takes")
 		return 2
 	case errors.Is(err, fs.ErrExist), errors.Is(err, training.ErrOtherRun):
 		fmt.Fprintln(stderr, "hint: name another --out, or remove that one")
 		return 4
-	case errors.As(err, new(*facts.Problem)), errors.Is(err, errNoData):
+	case errors.As(err, &dataError{}):
 		return 3
 	}
 	return 1

@@ -73,15 +73,22 @@ func (w *Weights) files(dtype string, tokenizer []byte) (map[string][]byte, erro
 	return out, nil
 }
 
+// CheckDType refuses what Export cannot write; the error wraps ErrOptions.
+func CheckDType(dtype string) error {
+	if dtype != "float32" && dtype != "float16" {
+		return fmt.Errorf("%w: dtype %q, want float32 or float16", ErrOptions, dtype)
+	}
+	return nil
+}
+
 // items are the tensors under GPT-2's names; its matrices are [in,out], as ours.
 func (w *Weights) items(dtype string) ([]safetensors.Item, error) {
+	if err := CheckDType(dtype); err != nil {
+		return nil, err
+	}
 	item := floatItem
-	switch dtype {
-	case "float32":
-	case "float16":
+	if dtype == "float16" {
 		item = halfItem
-	default:
-		return nil, fmt.Errorf("%w: dtype %q, want float32 or float16", ErrOptions, dtype)
 	}
 	var items []safetensors.Item
 	for i, p := range w.Params {

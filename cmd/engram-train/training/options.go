@@ -34,8 +34,12 @@ func (o *Options) check() error {
 		name  string
 		value float64
 	}{
-		{"steps", float64(o.Steps)}, {"batch", float64(o.Batch)}, {"length", float64(o.Length)}, {"rate", o.Rate},
-		{"clip", o.Clip}, {"emphasis", o.Emphasis},
+		{"steps", float64(o.Steps)},
+		{"batch", float64(o.Batch)},
+		{"length", float64(o.Length)},
+		{"rate", o.Rate},
+		{"clip", o.Clip},
+		{"emphasis", o.Emphasis},
 	}
 	for _, p := range positive {
 		if !(p.value > 0) || math.IsInf(p.value, 0) {
