@@ -199,7 +199,9 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 	if r.states != nil {
 		r.states[l].baseK, r.states[l].baseV = args["base_k"], args["base_v"]
 	}
-	err = m.reduce(r, l)
+	if err = m.reduce(r, l); err == nil {
+		err = m.visit(r, l)
+	}
 	for name, t := range out {
 		if (name != "y" || err != nil) && !r.owns(t) {
 			free(t)
@@ -338,7 +340,7 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 		if s.InBlock() && r.capture.wants(s, l) && m.Config.HasSite(s, l) {
 			t := pick(string(s))
 			r.device[place{s, l}] = t
-			if _, small := r.capture.Reduce[s]; !small {
+			if slices.Contains(r.capture.Sites, s) {
 				r.own(t)
 			}
 		}
