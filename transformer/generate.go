@@ -74,8 +74,8 @@ func (d *Decoder) Logits() *Tensor { return d.logits }
 // IDs are the rows so far.
 func (d *Decoder) IDs() [][]int { return d.ids }
 
-// Intervene replaces the interventions in force, for the steps to come. Positions are those of the whole sequence and may
-// lie ahead.
+// Intervene replaces the interventions in force, for the steps to come. Positions are those of the whole sequence and
+// may lie ahead.
 func (d *Decoder) Intervene(ivs ...Intervention) error {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()

@@ -57,9 +57,9 @@ type Intervention struct {
 // ErrIntervention is wrapped by errors about interventions that cannot be carried out.
 var ErrIntervention = errors.New("bad intervention")
 
-// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add, then projections. mul and
-// add, and the bounds on that, have the axes [rows, positions, features], or [1, 1, features] when all rows and positions are treated alike;
-// features of pattern are heads × key slots.
+// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add between bounds, then
+// projections. mul, add and bounds have the axes [rows, positions, features], or [1, 1, features] when all rows and
+// positions are treated alike; features of pattern are heads × key slots.
 type touch struct {
 	site      Site
 	wide      bool // rows and positions apart
@@ -146,7 +146,11 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 	if iv.Sources != nil && iv.Site != Pattern {
 		return bad("sources are for %s only", Pattern)
 	}
-	f := frame{slots: total, total: total, realRows: rows}
+	return iv.checkOp(c, frame{slots: total, total: total, realRows: rows}, bad)
+}
+
+// checkOp refuses operations without what they need.
+func (iv *Intervention) checkOp(c *Config, f frame, bad func(string, ...any) error) error {
 	units, each := c.unitsOf(iv.Site, iv.Layer, f)
 	switch iv.Op {
 	case OpAtLeast, OpAtMost:

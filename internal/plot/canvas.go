@@ -144,8 +144,8 @@ func (c canvas) newPlot(x, y string) *plot.Plot {
 	return p
 }
 
-// safe replaces what cannot be drawn: controls by the replacement character, and by its escape what the font lacks where
-// nobody else brings glyphs.
+// safe replaces what cannot be drawn: controls by the replacement character, and by its escape what the font lacks
+// where nobody else brings glyphs.
 func (c canvas) safe(s string) string {
 	var b sfnt.Buffer
 	face := c.fonts.Lookup(font.Font{Typeface: "Liberation", Variant: "Sans"}, textSize).Face
