@@ -141,3 +141,9 @@ func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]i
 	out := make([]float32, len(take))
 	return s, out, m.gather(args["x"], take, out)
 }
+
+// PackedRows is how many rows of a frame pack fills, and whether they share the base's keys.
+func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
+	p := pack(&from, total, n, slots)
+	return len(p.baseRows), p.shared
+}

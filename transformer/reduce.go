@@ -123,7 +123,7 @@ func (r *Run) mask(keep func(row, position int) bool) (mask []float32, count int
 	for row := range r.IDs {
 		for _, p := range r.positions(row) {
 			if p >= 0 && (keep == nil || keep(row, p)) {
-				mask[row*r.f.slots+p-r.f.first] = 1
+				mask[r.f.index(row, p)] = 1
 				count++
 			}
 		}
@@ -206,8 +206,8 @@ func (r *Run) trimReduced(d Reduce, got *Reduced, mask []float32) *Reduced {
 			for _, p := range r.positions(row) {
 				for i := range k {
 					indices[at+i] = -1
-					if p >= 0 && mask[row*r.f.slots+p-r.f.first] > 0 {
-						src := (row*r.f.slots+p-r.f.first)*k + i
+					if p >= 0 && mask[r.f.index(row, p)] > 0 {
+						src := r.f.index(row, p)*k + i
 						values.Data[at+i], indices[at+i] = got.Values.Data[src], got.Indices[src]
 					}
 				}
