@@ -239,7 +239,8 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 
 // reaches reports whether any selected position is computed in the frame.
 func (iv *Intervention) reaches(f frame) bool {
-	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
+	return iv.Positions == nil ||
+		slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
 }
 
 // isWide reports whether rows or positions are treated differently.
