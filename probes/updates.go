@@ -16,8 +16,10 @@ type UpdatesOptions struct {
 	Top       int   // memories for each layer and position; 0 means 5
 	Tokens    int   // tokens for each memory; 0 means 5
 	Norm      Norm  // of the projection, a linear one; "" means DefaultNorm
-	// Run is a finished run of IDs that captured UpdatesSites at all positions; nil means that Updates makes one.
-	Run *transformer.Run
+	// Run is a finished run of IDs that captured UpdatesSites at all positions; nil means that Updates makes one, under
+	// Interventions.
+	Run           *transformer.Run
+	Interventions Interventions
 }
 
 // UpdatesSites are what a run of the model has to capture for Updates.
@@ -98,7 +100,7 @@ func Updates(ctx context.Context, m *transformer.Model, opts UpdatesOptions) (*U
 	run := opts.Run
 	if run == nil {
 		capture := transformer.Capture{Sites: UpdatesSites(m.Config), Layers: list}
-		if run, err = m.Run(ctx, [][]int{opts.IDs}, capture); err != nil {
+		if run, err = changedRun(ctx, m, [][]int{opts.IDs}, capture, &opts.Interventions); err != nil {
 			return nil, err
 		}
 		defer run.Close()
@@ -140,7 +142,7 @@ func (u *updates) layer(l int, out *UpdatesResult) error {
 	}
 	for i := range out.Positions {
 		at := &out.Positions[i]
-		list, err := c.at(at.Position)
+		list, err := c.at(0, at.Position)
 		if err != nil {
 			return err
 		}
@@ -162,7 +164,7 @@ func (u *updates) layer(l int, out *UpdatesResult) error {
 			if layer.Total > 0 {
 				v.Share = v.Score / layer.Total
 			}
-			direction, err := c.value(s.index, at.Position)
+			direction, err := c.value(s.index, 0, at.Position)
 			if err != nil {
 				return err
 			}

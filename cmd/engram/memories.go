@@ -12,6 +12,7 @@ import (
 
 type memoriesFlags struct {
 	prompt                 promptFlags
+	changes                changeFlags
 	top, tokens            int
 	layers, position, norm string
 }
@@ -34,6 +35,7 @@ func (a *app) memoriesCommand() *cobra.Command {
 			return a.runUpdates(cmd, &f)
 		})
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().IntVar(&f.top, "top", 5, "memories for each layer; for one memory, tokens at each end")
 	cmd.Flags().IntVar(&f.tokens, "tokens", 6, "tokens for each memory of a prompt")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
@@ -76,8 +78,14 @@ func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
 	if opts.Positions, err = parsePositions(f.position); err != nil {
 		return err
 	}
+	if opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &opts.Interventions); err != nil {
 		return err
 	}
 	opts.IDs = r.ids()
@@ -90,7 +98,9 @@ func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.print("memories", got, projectionConventions(got.Norm), func(p *page) { writeUpdates(p, got) })
+	conventions := projectionConventions(got.Norm)
+	noteChanges(conventions, &opts.Interventions)
+	return a.print("memories", got, conventions, func(p *page) { writeUpdates(p, got) })
 }
 
 // writeUpdates prints one table for each position.
@@ -119,6 +129,9 @@ func flipped(is bool) string {
 }
 
 func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) error {
+	if f.changes.given() {
+		return usagef("a value is what it is; interventions change what a prompt does, give one with --prompt")
+	}
 	neurons, err := neuronArgs(args)
 	if err != nil {
 		return err
