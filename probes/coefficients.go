@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"math"
 	"slices"
 
 	"github.com/engram-go/engram/transformer"
@@ -11,6 +12,9 @@ type subUpdate struct {
 	index      int
 	coef, norm float64
 }
+
+// score is |m|·‖v‖.
+func (s subUpdate) score() float64 { return math.Abs(s.coef) * s.norm }
 
 // coefficients give the sub-updates of one layer of a run.
 type coefficients struct {

@@ -391,7 +391,7 @@ func (c *coefficients) forScore(change *Change, row, position int) ([]float32, e
 	if change.Max {
 		score = 0
 		for _, s := range list {
-			score = max(score, math.Abs(s.coef)*s.norm)
+			score = max(score, s.score())
 		}
 	}
 	out := make([]float32, len(change.Units))
@@ -439,7 +439,7 @@ func (r *resolver) run(ctx context.Context, ids [][]int, capture transformer.Cap
 func (r *resolver) ownRun(ctx context.Context) (_ *transformer.Run, err error) {
 	if r.own == nil {
 		_, list := r.sites(ModeSetScore)
-		r.own, err = r.run(ctx, r.ids, transformer.Capture{Sites: UpdatesSites(r.m.Config), Layers: list})
+		r.own, err = r.run(ctx, r.ids, transformer.Capture{Sites: CoefficientSites(r.m.Config), Layers: list})
 	}
 	return r.own, err
 }
