@@ -21,7 +21,6 @@ require (
 	golang.org/x/sys v0.43.0
 	golang.org/x/term v0.40.0
 	golang.org/x/text v0.35.0
-	gonum.org/v1/plot v0.17.0
 	gonum.org/v1/gonum v0.17.0
 	gonum.org/v1/plot v0.17.0
 	k8s.io/klog/v2 v2.140.0
