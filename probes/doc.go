@@ -8,6 +8,8 @@
 //	Predict           what comes next
 //	Activations       what stood at the sites of a run, and gradients there, as a file
 //	Lens              what the residual stream would predict before and after each sublayer
+//	TunedLens         maps of states to what the model will predict, trained
+//	JacobianLens      maps of states to what they dispose the model to say, averaged
 //	Updates           which memories moved a prompt's residual stream most, and towards which tokens
 //	Values            which tokens the value of a memory stands for
 //	Effect            what interventions on memories, heads and directions do to a prompt

@@ -85,7 +85,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
+	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists, probes.ErrLensModel, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
@@ -94,7 +94,7 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
 		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty,
-		probes.ErrFact):
+		probes.ErrFact, probes.ErrLens):
 		return exitInput
 	}
 	return exitFailed
