@@ -12,6 +12,7 @@
 //	JacobianLens      maps of states to what they dispose the model to say, averaged
 //	Updates           which memories moved a prompt's residual stream most, and towards which tokens
 //	Saturation        at which layer predictions settle in a corpus, and what settles them
+//	EarlyExit         leaving the model where its dominant memories have decided
 //	Values            which tokens the value of a memory stands for
 //	Effect            what interventions on memories, heads and directions do to a prompt
 //	Direction         a vector to steer along
