@@ -94,7 +94,7 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
 		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty,
-		probes.ErrFact, probes.ErrLens):
+		probes.ErrFact, probes.ErrLens, probes.ErrPatchscope):
 		return exitInput
 	}
 	return exitFailed
