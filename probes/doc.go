@@ -10,6 +10,7 @@
 //	Lens              what the residual stream would predict before and after each sublayer
 //	TunedLens         maps of states to what the model will predict, trained
 //	JacobianLens      maps of states to what they dispose the model to say, averaged
+//	FutureLens        maps of states to what the model will predict later, fitted
 //	Patchscope        what a state makes the model say elsewhere
 //	Updates           which memories moved a prompt's residual stream most, and towards which tokens
 //	Saturation        at which layer predictions settle in a corpus, and what settles them

@@ -3,6 +3,7 @@ package probes
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/engram-go/engram/transformer"
 )
@@ -15,7 +16,8 @@ type LensOptions struct {
 	Next      bool  // follow the prompt's next token instead, at its last position what the model predicts
 	Top       int   // tokens to list for each state; 0 means 5
 	// Translators map states ahead of the unembedding, as in a tuned lens; nil is the logit lens. States that they have
-	// no map for are left out.
+	// no map for are left out. Those of a future lens are compared with what the model predicts Ahead positions later,
+	// for which it continues the prompt greedily; they allow neither Run nor Interventions.
 	Translators *Translators
 	// Run is a finished run of IDs that captured LensSites at all positions; nil means that Lens makes one, under
 	// Interventions.
@@ -75,10 +77,13 @@ func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensRes
 	if opts.Top == 0 {
 		opts.Top = 5
 	}
+	ids, err := opts.continued(ctx, m)
+	if err != nil {
+		return nil, err
+	}
 	run := opts.Run
 	if run == nil {
-		var err error
-		run, err = changedRun(ctx, m, [][]int{opts.IDs}, transformer.Capture{Sites: LensSites()}, &opts.Interventions)
+		run, err = changedRun(ctx, m, [][]int{ids}, transformer.Capture{Sites: LensSites()}, &opts.Interventions)
 		if err != nil {
 			return nil, err
 		}
@@ -90,11 +95,10 @@ func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensRes
 			at = append(at, p)
 		}
 	}
-	at, err := positions(at, len(opts.IDs))
-	if err != nil {
+	if at, err = positions(at, len(opts.IDs)); err != nil {
 		return nil, err
 	}
-	l := lens{m: m, opts: &opts, run: run}
+	l := lens{m: m, opts: &opts, run: run, ids: ids, ahead: len(ids) - len(opts.IDs)}
 	out := &LensResult{Lens: "logit", Prompt: promptTokens(m, opts.IDs)}
 	if opts.Translators != nil {
 		if err := opts.Translators.check(m); err != nil {
@@ -117,10 +121,30 @@ func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensRes
 	return out, nil
 }
 
+// continued is the prompt with as many tokens behind it as the translators look ahead.
+func (o *LensOptions) continued(ctx context.Context, m *transformer.Model) ([]int, error) {
+	if o.Translators == nil || o.Translators.Ahead == 0 {
+		return o.IDs, nil
+	}
+	if o.Run != nil || len(o.Interventions.Changes) > 0 {
+		return nil, fmt.Errorf("%w: a future lens reads a prompt as it is", ErrLens)
+	}
+	g, err := m.Generate(ctx, [][]int{o.IDs}, transformer.GenerateOptions{MaxTokens: o.Translators.Ahead})
+	if err != nil {
+		return nil, err
+	}
+	if len(g.IDs[0]) < o.Translators.Ahead {
+		return nil, fmt.Errorf("%w: no room to look %d tokens ahead", transformer.ErrTooLong, o.Translators.Ahead)
+	}
+	return slices.Concat(o.IDs, g.IDs[0]), nil
+}
+
 type lens struct {
 	m      *transformer.Model
 	opts   *LensOptions
 	run    *transformer.Run
+	ids    []int // the prompt, continued
+	ahead  int
 	states []place // at each position, the last of them the model's own
 }
 
@@ -160,6 +184,9 @@ func (l *lens) read(at []int, group int) ([]LensPosition, error) {
 			by = l.opts.Translators.of(of.site, of.layer)
 		}
 		for j, p := range at {
+			if i == n-1 {
+				p += l.ahead
+			}
 			if by != nil {
 				by.apply(all.At(j*n+i).Data, t.At(0, p).Data)
 			} else {
@@ -193,8 +220,8 @@ func (l *lens) targets(position int, final []float32) []int {
 	switch {
 	case l.opts.Targets != nil:
 		return l.opts.Targets
-	case l.opts.Next && position+1 < len(l.opts.IDs):
-		return l.opts.IDs[position+1 : position+2]
+	case l.opts.Next && position+l.ahead+1 < len(l.ids):
+		return l.ids[position+l.ahead+1:][:1]
 	}
 	return transformer.Extremes(final[:listed(l.m)], 1, false)
 }

@@ -28,7 +28,7 @@ func (a *app) lensCommand() *cobra.Command {
 		"lens reads the residual stream through the final norm and the unembedding (the logit lens), at the prompt's last\n"+
 			"position or others: resid_pre enters a layer, resid_mid stands between attention and FFN, resid_post leaves\n"+
 			"it. The target is what the model itself predicts there, unless --target names tokens; kl is how far a state's\n"+
-			"prediction is from the model's. --lens reads through the maps of a tuned or a Jacobian lens. --plot draws all\n"+
+			"prediction is from the model's. --lens reads through the maps of another lens. --plot draws all\n"+
 			"positions asked for as one heat map, --html several.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runLens(cmd, &f) })
 	f.prompt.register(cmd)
@@ -38,10 +38,11 @@ func (a *app) lensCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
 	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to follow instead of the model's prediction, or next")
 	cmd.Flags().StringVar(&f.value, "value", "top", "what --plot shows: "+strings.Join(lensValues(), ", "))
-	cmd.Flags().StringVar(&f.file, "lens", "", "file of lens tuned or lens jacobian, through whose maps states are read")
+	cmd.Flags().StringVar(&f.file, "lens", "",
+		"file of lens tuned, jacobian or future: its maps come before the unembedding")
 	_ = cmd.MarkFlagFilename("lens", "safetensors")
 	cmd.Flags().BoolVar(&f.grid, "grid", false, "one column for each position, with the top token alone")
-	cmd.AddCommand(a.tunedLensCommand(), a.jacobianLensCommand())
+	cmd.AddCommand(a.tunedLensCommand(), a.jacobianLensCommand(), a.futureLensCommand())
 	return cmd
 }
 
