@@ -40,13 +40,8 @@ const (
 	FutureKind   = "future"
 )
 
-// Errors about translators.
-var (
-	// ErrLens is wrapped by errors about files that hold no translators, and by those about corpora that make none.
-	ErrLens = errors.New("no lens")
-	// ErrLensModel is wrapped when translators are for another model.
-	ErrLensModel = errors.New("a lens of another model")
-)
+// ErrLens is wrapped by errors about files that hold no translators, and by those about corpora that make none.
+var ErrLens = errors.New("no lens")
 
 // lensSchema is the schema of a file of translators.
 const lensSchema = "engram.lens"
@@ -107,8 +102,8 @@ func (t *Translator) apply(dst, h []float32) {
 // check refuses translators of another model.
 func (t *Translators) check(m *transformer.Model) error {
 	if t.Model != m.Fingerprint {
-		return fmt.Errorf("%w: it was made for the one with fingerprint %.12s, this is %.12s",
-			ErrLensModel, t.Model, m.Fingerprint)
+		return fmt.Errorf("the lens was %w: the one with fingerprint %.12s, this is %.12s",
+			ErrOtherModel, t.Model, m.Fingerprint)
 	}
 	for _, p := range t.Maps {
 		if p.Layer < 0 || p.Layer >= m.Config.Layers || len(p.Offset) != m.Config.Width {
@@ -150,7 +145,7 @@ func (t *Translators) items(prefix string) []safetensors.Item {
 	return out
 }
 
-// LoadTranslators reads a file that Save wrote. Errors wrap ErrLens, or ErrLensModel where it is for another model.
+// LoadTranslators reads a file that Save wrote. Errors wrap ErrLens, or ErrOtherModel where it is for another model.
 func LoadTranslators(path string, m *transformer.Model) (*Translators, error) {
 	f, err := safetensors.Open(path)
 	if err != nil {

@@ -152,11 +152,11 @@ func TestTranslatorsFile(t *testing.T) {
 			}
 		}
 	}
-	if _, err := probes.LoadTranslators(path, open(t, be, golden("llama"))); !errors.Is(err, probes.ErrLensModel) {
+	if _, err := probes.LoadTranslators(path, open(t, be, golden("llama"))); !errors.Is(err, probes.ErrOtherModel) {
 		t.Errorf("another model: %v", err)
 	}
 	read := probes.LensOptions{IDs: []int{1}, Translators: got}
-	if _, err := probes.Lens(t.Context(), open(t, be, golden("llama")), read); !errors.Is(err, probes.ErrLensModel) {
+	if _, err := probes.Lens(t.Context(), open(t, be, golden("llama")), read); !errors.Is(err, probes.ErrOtherModel) {
 		t.Errorf("a lens of another model: %v", err)
 	}
 	if _, err := probes.LoadTranslators(filepath.Join(golden("gpt2"), "model.safetensors"), m); !errors.Is(err, probes.ErrLens) {

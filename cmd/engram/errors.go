@@ -12,6 +12,7 @@ import (
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
@@ -85,7 +86,8 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists, probes.ErrLensModel, probes.ErrLensJob):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
@@ -93,8 +95,9 @@ func exitCode(ctx context.Context, err error) int {
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty,
-		probes.ErrFact, probes.ErrLens, probes.ErrPatchscope):
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
+		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact,
+		probes.ErrLens, probes.ErrPatchscope):
 		return exitInput
 	}
 	return exitFailed
