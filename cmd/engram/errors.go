@@ -86,7 +86,8 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
@@ -95,7 +96,8 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
 		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
-		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat):
+		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact,
+		probes.ErrLens, probes.ErrPatchscope):
 		return exitInput
 	}
 	return exitFailed
