@@ -281,8 +281,8 @@ func (e *ends) take(t *transformer.Tile, listed int) {
 	})
 }
 
-// row takes entries of one value's projection, from the token first on. Tokens come in ascending order, so that an equal
-// entry never takes the place of one that is there.
+// row takes entries of one value's projection, from the token first on. Tokens come in ascending order, so that an
+// equal entry never takes the place of one that is there.
 func (e *ends) row(value, first int, entries []float32) {
 	k := e.x.Top
 	at := value * k

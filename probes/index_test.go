@@ -89,8 +89,12 @@ func TestIndexEqualsValues(t *testing.T) {
 		name string
 		norm probes.Norm
 	}{
-		{"stories", ""}, {golden("gpt2"), probes.Full}, {golden("mixtral"), ""}, {golden("qwen2_moe"), probes.Raw},
-		{golden("bert"), probes.Full}, {golden("opt"), ""},
+		{"stories", ""},
+		{golden("gpt2"), probes.Full},
+		{golden("mixtral"), ""},
+		{golden("qwen2_moe"), probes.Raw},
+		{golden("bert"), probes.Full},
+		{golden("opt"), ""},
 	} {
 		t.Run(filepath.Base(c.name), func(t *testing.T) {
 			m := open(t, backendtest.Open(t, "go"), c.name)

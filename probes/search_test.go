@@ -51,7 +51,8 @@ func TestSearch(t *testing.T) {
 		"both ends, one layer, a limit": {
 			probes.SearchOptions{
 				Tokens: []int{2}, Ends: []probes.End{probes.TopEnd, probes.BottomEnd}, Layers: []int{1}, Limit: 1,
-			}, 2,
+			},
+			2,
 			[]hit{{"L1N0", "top", 1, 6}},
 		},
 		"a token that nobody has": {probes.SearchOptions{Tokens: []int{19}}, 0, nil},
