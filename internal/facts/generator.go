@@ -316,8 +316,8 @@ func (g *Generator) indirect(w *writer, rng *rand.Rand) {
 	w.put(".")
 }
 
-// induction adds a sequence of different words that is said twice. All but the first word of the second pass follow from
-// the first.
+// induction adds a sequence of different words that is said twice. All but the first word of the second time follow
+// from the first.
 func (g *Generator) induction(w *writer, rng *rand.Rand) {
 	s := &g.table.Sentences
 	if rng.IntN(2) == 0 {

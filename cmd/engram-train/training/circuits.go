@@ -89,8 +89,8 @@ func previousAndInduction(previous, induction head) {
 }
 
 // duplicates sets a head that attends to an earlier occurrence of its token, but not to the token itself, and notes the
-// token apart. The other head, in a later block, looks for such notes on what was copied to its place and takes that back:
-// of two people, the one who was named twice receives nothing (compare S-inhibition, Wang et al. 2023).
+// token apart. The other head, in a later block, looks for such notes on what was copied to its place and takes that
+// back: of two people, the one who was named twice receives nothing (compare S-inhibition, Wang et al. 2023).
 func duplicates(duplicate, inhibition head) {
 	duplicate.clear(query, key, value)
 	inhibition.clear(query, key, value)
