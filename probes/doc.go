@@ -10,6 +10,8 @@
 //	Lens         what the residual stream would predict before and after each sublayer
 //	Updates      which memories moved a prompt's residual stream most, and towards which tokens
 //	Values       which tokens the value of a memory stands for
+//	BuildIndex   which tokens every value stands for, as a file; Search finds memories in it by tokens
+//	Diff         in which memories two models differ
 //	Effect       what interventions on memories, heads and directions do to a prompt
 //	Direction    a vector to steer along
 //

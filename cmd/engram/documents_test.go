@@ -160,6 +160,7 @@ func TestGuidesNameNoUnknownCommand(t *testing.T) {
 	}
 	for _, name := range []string{
 		"README.md", "docs/files.md", "docs/guide/first-steps.md", "docs/guide/activations.md", "docs/guide/memories.md",
+		"docs/guide/diff.md",
 	} {
 		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
 		if err != nil {
