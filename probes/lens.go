@@ -14,8 +14,10 @@ type LensOptions struct {
 	Targets   []int // tokens to follow; nil means, at each position, what the model itself predicts there
 	Next      bool  // follow the prompt's next token instead, at its last position what the model predicts
 	Top       int   // tokens to list for each state; 0 means 5
-	// Run is a finished run of IDs that captured LensSites at all positions; nil means that Lens makes one.
-	Run *transformer.Run
+	// Run is a finished run of IDs that captured LensSites at all positions; nil means that Lens makes one, under
+	// Interventions.
+	Run           *transformer.Run
+	Interventions Interventions
 }
 
 // LensSites are what a run has to capture for a lens.
@@ -72,7 +74,8 @@ func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensRes
 	run := opts.Run
 	if run == nil {
 		var err error
-		if run, err = m.Run(ctx, [][]int{opts.IDs}, transformer.Capture{Sites: LensSites()}); err != nil {
+		run, err = changedRun(ctx, m, [][]int{opts.IDs}, transformer.Capture{Sites: LensSites()}, &opts.Interventions)
+		if err != nil {
 			return nil, err
 		}
 		defer run.Close()

@@ -15,6 +15,7 @@ import (
 type lensFlags struct {
 	prompt                   promptFlags
 	plots                    plotFlags
+	changes                  changeFlags
 	opts                     probes.LensOptions
 	position, targets, value string
 	grid                     bool
@@ -30,6 +31,7 @@ func (a *app) lensCommand() *cobra.Command {
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runLens(cmd, &f) })
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().IntVar(&f.opts.Top, "top", 4, "tokens to list for each state")
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
 	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to follow instead of the model's prediction, or next")
@@ -54,6 +56,9 @@ func (f *lensFlags) check(cmd *cobra.Command) (err error) {
 	if err := checkLensValue(f.value); err != nil {
 		return err
 	}
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	return f.plots.check(cmd)
 }
 
@@ -65,6 +70,9 @@ func (a *app) runLens(cmd *cobra.Command, f *lensFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	f.opts.IDs = r.ids()
 	got, err := probes.Lens(cmd.Context(), m, f.opts)
 	if err != nil {
@@ -73,6 +81,7 @@ func (a *app) runLens(cmd *cobra.Command, f *lensFlags) error {
 	conventions := logitConventions()
 	conventions["norm"] = string(probes.Full)
 	conventions["kl"] = "KL(final‖state) in nats"
+	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.drawLens(cmd, &f.plots, got, f.value, conventions); err != nil {
 		return err
 	}
