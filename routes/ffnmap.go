@@ -80,7 +80,7 @@ type FFNScope struct {
 // FFNMaps are the norm-based maps through the FFN (Kobayashi et al., ICLR 2024): what each source position j
 // contributes at each destination i, as the length of its vector Y(i,j), behind attention and after each step of the
 // block up to its end. Attention gives Y(i,j) = Σ_h A[h,i,j]·v[h,j]·W_O[h], and for i = j the residual stream; norms
-// are taken as linear with their statistics at i; the activation hands on integrated gradients from zero, in closed form.
+// are taken as linear with their statistics at i; the activation hands on integrated gradients from 0 in closed form.
 // Gated FFNs are not in the paper: theirs is the integral along the straight way from 0 in both factors, see
 // transformer.Model.FFNParts. Biases have a column of their own. The vectors of all sources and biases sum to what the
 // model computed; their lengths do not.

@@ -93,7 +93,8 @@ func exitCode(ctx context.Context, err error) int {
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty):
+		transformer.ErrIntervention, transformer.ErrScope, probes.ErrChange, probes.ErrHead, probes.ErrVector,
+		corpus.ErrFormat, corpus.ErrEmpty):
 		return exitInput
 	}
 	return exitFailed
