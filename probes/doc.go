@@ -12,6 +12,7 @@
 //	Values       which tokens the value of a memory stands for
 //	Effect       what interventions on memories, heads and directions do to a prompt
 //	Direction    a vector to steer along
+//	Correlate    the linear map between what is predicted behind two prompts
 //
 // Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
 package probes

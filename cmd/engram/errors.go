@@ -94,7 +94,7 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
 		transformer.ErrIntervention, transformer.ErrScope, probes.ErrChange, probes.ErrHead, probes.ErrVector,
-		corpus.ErrFormat, corpus.ErrEmpty):
+		probes.ErrCorrelate, corpus.ErrFormat, corpus.ErrEmpty):
 		return exitInput
 	}
 	return exitFailed
