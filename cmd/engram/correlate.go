@@ -39,9 +39,9 @@ func (a *app) correlateCommand() *cobra.Command {
 	cmd := a.command("correlate --first 'TEXT {}' --second 'TEXT {}' --pair A=B [flags]",
 		"the linear map between what is predicted behind two prompts",
 		"correlate fills the slot {} of both prompts with the same words, takes the next-token logits of the sources\n"+
-			"behind the first and of the targets behind the second, and fits a linear map from one to the other on every other word.\n"+
-			"It prints Pearson's correlation for each target on the words left, and how well its weights know the pairs.\n"+
-			"Pairs are words split by =; those with a word that is not one token are left out.",
+			"behind the first and of the targets behind the second, and fits a linear map from one to the other on every\n"+
+			"other word. It prints Pearson's correlation for each target on the words left, and how well the map's weights\n"+
+			"know the pairs. Pairs are words split by =; those with a word that is not one token are left out.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runCorrelate(cmd, &f) })
 	f.plots.register(cmd)
 	cmd.Flags().StringVar(&f.first, "first", "", "prompt with a slot {}, behind which the sources are read")
