@@ -12,6 +12,7 @@ import (
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
@@ -85,7 +86,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
+	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
@@ -94,7 +95,8 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
 		transformer.ErrIntervention, transformer.ErrScope, probes.ErrChange, probes.ErrHead, probes.ErrVector,
-		probes.ErrCorrelate, corpus.ErrFormat, corpus.ErrEmpty):
+		probes.ErrCorrelate, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory,
+		safetensors.ErrFormat):
 		return exitInput
 	}
 	return exitFailed
