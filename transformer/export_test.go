@@ -147,3 +147,6 @@ func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
 	p := pack(&from, total, n, slots)
 	return len(p.baseRows), p.shared
 }
+
+// CompileAlways makes the model compile special programs at their first use.
+func (m *Model) CompileAlways() { m.programs.buckets.eager = true }
