@@ -170,3 +170,6 @@ func (a Activation) Ratios(be compute.Backend, x float64) (ratio, mean float64, 
 	}
 	return got[0], got[1], nil
 }
+
+// CompileAlways makes the model compile special programs at their first use.
+func (m *Model) CompileAlways() { m.programs.buckets.eager = true }
