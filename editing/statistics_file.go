@@ -31,8 +31,8 @@ const (
 )
 
 // Save writes the statistics as a safetensors file: second_moment [m,m] float32 and, in the metadata, what
-// StatisticsInfo holds. The file is there whole or not at all; an existing one is an error that wraps fs.ErrExist unless
-// replace is set.
+// StatisticsInfo holds. The file is there whole or not at all; an existing one is an error that wraps fs.ErrExist
+// unless replace is set.
 func (s *Statistics) Save(ctx context.Context, path string, replace bool) error {
 	if s.IsIdentity() {
 		return fmt.Errorf("%w: the identity needs no file", ErrStatistics)
@@ -123,7 +123,7 @@ func (s *Statistics) checkMoment(path string) error {
 	return nil
 }
 
-// SaveFactor keeps the factor beside the file of the statistics, as PATH.factor, so that nobody has to compute it again.
+// SaveFactor keeps the factor beside the file of the statistics, as PATH.factor, so that nobody computes it again.
 func (s *Statistics) SaveFactor(ctx context.Context, path string) error {
 	u, err := s.Factor()
 	if err != nil {

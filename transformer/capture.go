@@ -107,8 +107,7 @@ type Run struct {
 	last    *tensors.Tensor // residual stream after the last block, when Base or Cuts are kept
 	headAt  []rowPosition   // rows of the logits
 	owned   []*tensors.Tensor
-	started *tensors.Tensor // program input: first position of each row
-	lengths *tensors.Tensor // program input: tokens of each row (encoders)
+	inputs  values // of the block programs: where rows begin and end
 }
 
 // layerState is what a run keeps of a layer on the device.
@@ -184,15 +183,12 @@ func (r *Run) positions(row int) []int {
 	n := len(r.IDs[row])
 	var out []int
 	if r.capture.Positions == nil {
-		for p := r.from.Position; p < r.f.total; p++ {
-			if p >= n {
-				p = -1
-				for range r.f.total - max(n, r.from.Position) {
-					out = append(out, p)
-				}
-				break
+		for p := r.f.first; p < r.f.total; p++ {
+			if p < r.f.begin(row) || p >= n {
+				out = append(out, -1)
+			} else {
+				out = append(out, p)
 			}
-			out = append(out, p)
 		}
 		return out
 	}
@@ -200,7 +196,7 @@ func (r *Run) positions(row int) []int {
 		if p < 0 {
 			p += n
 		}
-		if p < r.from.Position || p >= n {
+		if p < r.f.begin(row) || p >= n {
 			p = -1
 		}
 		out = append(out, p)
@@ -219,7 +215,7 @@ func (r *Run) trim(s Site, raw *Tensor) *Tensor {
 	for row := range r.IDs {
 		for i, p := range r.positions(row) {
 			if p >= 0 {
-				copy(out.Data[(row*count+i)*size:][:size], raw.Data[(row*r.f.slots+p-r.f.first)*size:][:size])
+				copy(out.Data[(row*count+i)*size:][:size], raw.Data[r.f.index(row, p)*size:][:size])
 			}
 		}
 	}
@@ -236,10 +232,11 @@ func (r *Run) trimPattern(raw *Tensor, count int) *Tensor {
 				if p < 0 {
 					continue
 				}
-				src := raw.Data[((row*heads+h)*r.f.slots+p-r.f.first)*keys:][:keys]
+				slot, first := r.f.index(row, p), r.f.begin(row)
+				src := raw.Data[((slot/r.f.slots*heads+h)*r.f.slots+slot%r.f.slots)*keys:][:keys]
 				dst := out.Data[((row*heads+h)*count+i)*r.f.total:][:r.f.total]
-				copy(dst, src[:min(r.f.first, r.f.base)])
-				copy(dst[r.f.first:], src[r.f.base:])
+				copy(dst, src[:min(first, r.f.base)])
+				copy(dst[first:], src[r.f.base+r.f.ownSlot(row):])
 			}
 		}
 	}
@@ -342,17 +339,6 @@ func (r *Run) checkCopy(iv *Intervention) error {
 		}
 	}
 	return nil
-}
-
-// slotPosition is the key position of a slot, −1 if it holds none that is seen.
-func (f frame) slotPosition(slot int) int {
-	if slot >= f.base {
-		return f.first + slot - f.base
-	}
-	if slot < f.first {
-		return slot
-	}
-	return -1
 }
 
 func (r *Run) patternAt(t *Tensor, row, head, at, key int) float32 {

@@ -65,3 +65,9 @@ func Alive(ts []*tensors.Tensor) int {
 	}
 	return n
 }
+
+// PackedRows is how many rows of a frame pack fills, and whether they share the base's keys.
+func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
+	p := pack(&from, total, n, slots)
+	return len(p.baseRows), p.shared
+}

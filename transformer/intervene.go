@@ -69,14 +69,6 @@ type touch struct {
 	rank     int
 }
 
-// frame is the piece of a run that one call computes: positions first…first+slots−1 of rows sequences, with base slots
-// of keys in front. total is the number of real positions.
-type frame struct {
-	rows, slots, first, base, total int
-	realRows                        int
-	lengths                         []int // real positions of each row
-}
-
 // unitsOf is the number of units at a site and the features of each.
 func (c *Config) unitsOf(s Site, layer int, f frame) (units, each int) {
 	switch s {
@@ -231,9 +223,7 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 
 // reaches reports whether any selected position is computed in the frame.
 func (iv *Intervention) reaches(f frame) bool {
-	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool {
-		return p >= f.first && p < f.first+f.slots
-	})
+	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
 }
 
 // isWide reports whether rows or positions are treated differently.
@@ -248,6 +238,14 @@ func (t *touch) size(f frame) (rows, slots int) {
 		return 1, 1
 	}
 	return f.rows, f.slots
+}
+
+// at is where the values for a position of a row stand, −1 if the position is not computed.
+func (t *touch) at(f frame, row, position int) int {
+	if !t.wide {
+		return 0
+	}
+	return f.index(row, position)
 }
 
 // join adds one intervention to the touch.
@@ -268,21 +266,21 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 	}
 	sel := iv.selection(f, units, each)
 	if !t.wide { // one row and one position stand for all
-		sel.rows, sel.slots = sel.rows[:1], sel.slots[:1]
+		sel.rows, sel.positions = sel.rows[:1], sel.positions[:1]
 	}
 	src, err := iv.source(layer, f, sel)
 	if err != nil {
 		return err
 	}
 	for ri, r := range sel.rows {
-		for pi, p := range sel.slots {
-			at := 0
-			if t.wide {
-				at = (r*f.slots + p) * width
+		for pi, p := range sel.positions {
+			at := t.at(f, r, p) * width
+			if at < 0 {
+				continue
 			}
 			seen := func(int) bool { return true }
 			if t.site == Pattern && iv.Sources == nil && t.wide {
-				seen = c.sourcesSeen(f, r, f.first+p)
+				seen = c.sourcesSeen(f, r, p)
 			}
 			for fi, feature := range sel.features {
 				if v, ok := src(ri, pi, fi); ok && seen(fi%f.total) {
@@ -315,26 +313,25 @@ func (iv *Intervention) apply(mul, add *float32, v float32) {
 	}
 }
 
-// selection are the rows, slots and features an intervention means within a frame.
+// selection are the rows, positions and features an intervention means within a frame.
 type selection struct {
-	rows, slots, features []int
-	positions             []int // of the slots
-	at                    []int // index of each slot's position among the asked positions
-	asked                 int   // number of positions asked for, inside the frame or not
+	rows, positions, features []int
+	at                        []int // index of each position among the asked positions
+	asked                     int   // number of positions asked for, inside the frame or not
 }
 
 func (iv *Intervention) selection(f frame, units, each int) selection {
 	s := selection{rows: orAll(iv.Rows, f.realRows)}
 	positions := iv.Positions
 	if positions == nil {
-		for p := f.first; p < f.first+f.slots; p++ {
+		for p := f.first; p < f.end(); p++ {
 			positions = append(positions, p)
 		}
 	}
 	s.asked = len(positions)
 	for i, p := range positions {
-		if slot := p - f.first; slot >= 0 && slot < f.slots {
-			s.slots, s.positions, s.at = append(s.slots, slot), append(s.positions, p), append(s.at, i)
+		if p >= f.first && p < f.end() {
+			s.positions, s.at = append(s.positions, p), append(s.at, i)
 		}
 	}
 	inner := orAll(nil, each)
@@ -356,17 +353,6 @@ func (iv *Intervention) selection(f frame, units, each int) selection {
 		}
 	}
 	return s
-}
-
-// keySlot is the slot of a key position among base and own keys.
-func (f frame) keySlot(position int) int {
-	if position < f.first {
-		return position
-	}
-	if position-f.first >= f.slots {
-		return -1
-	}
-	return f.base + position - f.first
 }
 
 // orAll is the selection, or 0…n−1.
@@ -431,10 +417,10 @@ func (t *touch) project(iv *Intervention, f frame, width int) {
 	}
 	sel := iv.selection(f, width, 1)
 	for _, r := range sel.rows {
-		for _, p := range sel.slots {
-			at := 0
-			if t.wide {
-				at = r*slots + p
+		for _, p := range sel.positions {
+			at := t.at(f, r, p)
+			if at < 0 {
+				continue
 			}
 			for k := range iv.Directions {
 				alpha[at*rank+old+k] = -1

@@ -99,7 +99,7 @@ func (r *Run) mask() (mask []float32, count int) {
 	for row := range r.IDs {
 		for _, p := range r.positions(row) {
 			if p >= 0 {
-				mask[row*r.f.slots+p-r.f.first] = 1
+				mask[r.f.index(row, p)] = 1
 				count++
 			}
 		}
@@ -160,7 +160,7 @@ func (r *Run) trimReduced(d Reduce, got *Reduced) *Reduced {
 				for i := range k {
 					indices[at+i] = -1
 					if p >= 0 {
-						src := (row*r.f.slots+p-r.f.first)*k + i
+						src := r.f.index(row, p)*k + i
 						values.Data[at+i], indices[at+i] = got.Values.Data[src], got.Indices[src]
 					}
 				}
