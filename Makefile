@@ -13,6 +13,9 @@ GOFUMPT     := $(GO) run mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCHSTAT   := $(GO) run golang.org/x/perf/cmd/benchstat@v0.0.0-20260112171951-5abaabe9f1bd
 
+# Trains the demo model's tokenizer.
+BPE := tokenizers==0.23.3
+
 # The Go backend multiplies eight times faster with Go's experimental vector instructions, which exist on amd64.
 ifeq ($(shell $(GO) env GOARCH),amd64)
 SIMD := GOEXPERIMENT=simd
@@ -26,7 +29,7 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz cover clean
+.PHONY: help setup build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +47,11 @@ install: build ## copy build/engram to PREFIX/bin (default ~/.local/bin)
 
 demo: build ## what a real model's memories do to a sentence
 	@$(BIN) demo
+
+train-demo: setup ## train the demo model anew, in build/demo; about 40 minutes, needs python3 for the tokenizer
+	@mkdir -p build
+	@test -x build/python/bin/python || { python3 -m venv build/python && build/python/bin/pip install -q $(BPE); }
+	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./cmd/engram-train --out build/demo --python build/python/bin/python
 
 test: test-all test-race test-nocgo cross ## all tests: both backends, coverage; race detector; without cgo; other systems
 

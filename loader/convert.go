@@ -8,6 +8,7 @@ import (
 	"github.com/gomlx/compute/dtypes"
 	brain "github.com/gomlx/compute/dtypes/bfloat16"
 
+	"github.com/engram-go/engram/internal/half"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -34,7 +35,7 @@ func convert(t transformer.RawTensor, to dtypes.DType) ([]byte, error) {
 		case dtypes.BFloat16:
 			binary.LittleEndian.PutUint16(out[i*size:], brain.FromFloat32(float32(v)).Bits())
 		case dtypes.Float16:
-			binary.LittleEndian.PutUint16(out[i*size:], halfBits(float32(v)))
+			binary.LittleEndian.PutUint16(out[i*size:], half.FromFloat32(float32(v)))
 		default:
 			return nil, fmt.Errorf("no conversion from %s to %s", t.DType, to)
 		}
@@ -43,26 +44,4 @@ func convert(t transformer.RawTensor, to dtypes.DType) ([]byte, error) {
 		}
 	}
 	return out, nil
-}
-
-// halfBits rounds to half precision. compute's own conversion is not used: it turns values below 2⁻¹⁴, which half
-// precision has as subnormals, into zero.
-func halfBits(f float32) uint16 {
-	bits := math.Float32bits(f)
-	sign := uint16(bits >> 16 & 0x8000)
-	abs := bits &^ (1 << 31)
-	switch {
-	case abs > 0x7f80_0000:
-		return sign | 0x7e00 // NaN
-	case abs >= 0x4780_0000:
-		return sign | 0x7c00 // 2¹⁶ and more
-	case abs < 0x3880_0000:
-		// Below 2⁻¹⁴ halves are the multiples of 2⁻²⁴; adding 0.5 puts that unit at the last bit of a float32.
-		sum := math.Float32frombits(abs) + 0.5
-		return sign | uint16(math.Float32bits(sum)-math.Float32bits(0.5))
-	}
-	// Move the exponent's zero, then round away 13 bits; a carry runs into the exponent as it should.
-	abs -= (127 - 15) << 23
-	abs += 0xfff + abs>>13&1
-	return sign | uint16(abs>>13)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -252,36 +251,6 @@ func TestSavedCheckpointLoadsInTransformers(t *testing.T) {
 	cmd.Env = append(os.Environ(), "HF_HUB_OFFLINE=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-// Conversion to half precision gives the nearest half, ties to even, for every pair of neighbouring halves.
-func TestHalfRounding(t *testing.T) {
-	value := func(h uint16) float64 { return valueOf(dtypes.Float16, []byte{byte(h), byte(h >> 8)}) }
-	for h := uint16(0); h < 0x7c00; h++ {
-		below, above := value(h), value(h+1)
-		if h == 0x7bff {
-			above = 65536 // where the next half would be
-		}
-		even := h + h&1
-		middle := float32((below + above) / 2)
-		for f, want := range map[float32]uint16{
-			float32(below): h, middle: even,
-			math.Nextafter32(middle, 0):                        h,
-			math.Nextafter32(middle, float32(math.MaxFloat32)): h + 1,
-		} {
-			if got := halfBits(f); got != want {
-				t.Fatalf("%g: got %#x, want %#x", f, got, want)
-			}
-			if got := halfBits(-f); got != want|0x8000 {
-				t.Fatalf("%g: got %#x, want %#x", -f, got, want|0x8000)
-			}
-		}
-	}
-	for f, want := range map[float32]uint16{1e9: 0x7c00, float32(math.Inf(1)): 0x7c00, float32(math.NaN()): 0x7e00} {
-		if got := halfBits(f); got != want {
-			t.Errorf("%g: got %#x, want %#x", f, got, want)
-		}
 	}
 }
 

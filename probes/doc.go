@@ -10,6 +10,8 @@
 //	Lens         what the residual stream would predict before and after each sublayer
 //	Updates      which memories moved a prompt's residual stream most, and towards which tokens
 //	Values       which tokens the value of a memory stands for
+//	Effect       what interventions on memories, heads and directions do to a prompt
+//	Direction    a vector to steer along
 //
 // Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
 package probes

@@ -9,6 +9,22 @@ import (
 // masked is what a score becomes where a query must not look; exp of it is 0 in float32.
 const masked = -1e30
 
+// scoreScale is the factor on q·k in a layer.
+func (c *Config) scoreScale(layer int) float64 {
+	if c.Attention.ScaleByLayer {
+		return c.Attention.Scale / float64(layer+1)
+	}
+	return c.Attention.Scale
+}
+
+// windowLimit is the number of keys a query of the layer sees, more than any sequence has where all are meant.
+func (c *Config) windowLimit(layer int) int {
+	if w := c.Window(layer); w > 0 {
+		return w
+	}
+	return maxSize
+}
+
 // project is the joint query, key and value projection, [B,S,(H+2Hk)·dh], before norms, clipping and rotation.
 func (b *block) project(x *Node) *Node {
 	return affine(x, b.in["qkv"], b.in["qkv.bias"])
@@ -90,6 +106,9 @@ func (b *block) visible(positions, keys *Node) *Node {
 		return LessThan(j, bound(b.in["length"]))
 	}
 	see := And(LessOrEqual(j, i), LessThan(Sub(i, j), BroadcastToDims(b.in["window"], n, s, total)))
+	if hidden := b.in["hidden"]; hidden != nil { // training only
+		see = And(see, LogicalNot(hidden))
+	}
 	if b.v.packed {
 		return And(see, b.sameRow(n, s, total))
 	}

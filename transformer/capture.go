@@ -18,6 +18,8 @@ type Capture struct {
 	// Reduce makes sites small on the device, layer by layer; they are read with Run.Reduced instead of Run.Tensor.
 	// The sites need not be in Sites.
 	Reduce map[Site]Reduce
+	// Visit is shown sites layer by layer; they need not be in Sites.
+	Visit *Visit
 	// Base keeps the residual stream, keys and values of every layer on the device, for Resume.
 	Base bool
 	// Cuts keeps what Gradient needs, on the device.
@@ -29,15 +31,29 @@ func (c *Capture) wants(s Site, layer int) bool {
 	return slices.Contains(c.sites(), s) && (!s.InBlock() || c.Layers == nil || slices.Contains(c.Layers, layer))
 }
 
-// sites are all sites that a run has to deliver, those to be reduced included.
-func (c *Capture) sites() []Site {
-	if len(c.Reduce) == 0 {
+// asked are the sites that are named, those to be reduced or visited included.
+func (c *Capture) asked() []Site {
+	if len(c.Reduce) == 0 && c.Visit == nil {
 		return c.Sites
 	}
 	all := slices.Clone(c.Sites)
 	for _, s := range Sites() {
-		if _, ok := c.Reduce[s]; ok && !slices.Contains(all, s) {
+		_, reduced := c.Reduce[s]
+		if (reduced || c.Visit != nil && slices.Contains(c.Visit.Sites, s)) && !slices.Contains(all, s) {
 			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// sites are those that a run has to deliver: what is asked for and what visits of experts need.
+func (c *Capture) sites() []Site {
+	all := c.asked()
+	if c.Visit != nil && slices.Contains(c.Visit.Sites, Coef) {
+		for _, s := range []Site{RouterIndices, RouterWeights} {
+			if !slices.Contains(all, s) {
+				all = append(all[:len(all):len(all)], s)
+			}
 		}
 	}
 	return all
@@ -58,7 +74,7 @@ func (c *Capture) check(cfg *Config) error {
 			return err
 		}
 	}
-	for _, s := range c.sites() {
+	for _, s := range c.asked() {
 		if _, err := ParseSite(string(s)); err != nil {
 			return err
 		}
@@ -70,7 +86,7 @@ func (c *Capture) check(cfg *Config) error {
 			return fmt.Errorf("%w: %s has no %s", ErrSite, cfg.Family, s)
 		}
 	}
-	return nil
+	return c.Visit.check(cfg)
 }
 
 // place is a site of a layer; layer is −1 outside blocks.

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
 )
 
@@ -64,6 +65,81 @@ func Alive(ts []*tensors.Tensor) int {
 		}
 	}
 	return n
+}
+
+// ParamTensors are the weights of a model in the order of Config.Parameters, on the device.
+func (m *Model) ParamTensors() ([]*tensors.Tensor, error) {
+	c := m.Config
+	params, err := c.Parameters()
+	if err != nil {
+		return nil, err
+	}
+	var all []*tensors.Tensor
+	for _, p := range params {
+		t, err := m.paramTensor(p)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+func (m *Model) paramTensor(p Param) (*tensors.Tensor, error) {
+	c := m.Config
+	if p.Layer < 0 && (p.Name == string(SlotEmbed) || p.Name == string(SlotEmbedPositions)) {
+		table, err := m.weights.table(Slot(p.Name))
+		if err != nil {
+			return nil, err
+		}
+		flat := make([]float32, product(p.Shape))
+		widenTo(flat, table, 0)
+		return upload(m.backend, flat, p.Shape...)
+	}
+	list := slices.Concat(c.finalWeights(), c.unembedWeights(Range{0, c.Vocab}))
+	if p.Layer >= 0 {
+		list = c.layerWeights(p.Layer)
+	}
+	for _, w := range m.weights.present(list, p.Layer) {
+		if w.name == p.Name {
+			return m.weights.send(w, p.Layer, false)
+		}
+	}
+	return upload(m.backend, make([]float32, product(p.Shape)), p.Shape...) // a bias the checkpoint has not
+}
+
+// SpreadEverywhere counts a histogram in the graph, as on devices that do not share the host's memory, and takes
+// elements there.
+func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]int, mask []float32, take []int32) (*Spread, []float32, error) {
+	m := &Model{backend: be, programs: &programs{}}
+	defer m.programs.leave()
+	args := values{}
+	n := dims[2]
+	var err error
+	for _, in := range []struct {
+		name string
+		data []float32
+		dims []int
+	}{
+		{"x", x, dims[:]},
+		{"counts", mask, dims[:2]},
+		{"center", orConstant(d.Center, n, 0), dims[2:]},
+		{"weight", orConstant(d.Weight, n, 1), dims[2:]},
+	} {
+		if args[in.name], err = upload(be, in.data, in.dims...); err != nil {
+			return nil, nil, err
+		}
+	}
+	s, err := m.spreadOnDevice(&d, args, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, v := range mask {
+		s.Count += int(v)
+	}
+	s.fromAbove(&d, n)
+	out := make([]float32, len(take))
+	return s, out, m.gather(args["x"], take, out)
 }
 
 // PackedRows is how many rows of a frame pack fills, and whether they share the base's keys.

@@ -282,7 +282,8 @@ func (m *Model) callBack(v variant, l int, outputs []string, args values) (value
 	if err != nil {
 		return nil, err
 	}
-	inputs := slices.Concat([]string{"v"}, m.rowInputNames(v), constants, m.Config.cutNames(v.experts), names(forward), backNames(wayBack))
+	inputs := slices.Concat([]string{"v"}, m.rowInputNames(v), constants, m.Config.cutNames(v.experts),
+		names(forward), backNames(wayBack))
 	for _, t := range v.touched {
 		inputs = append(inputs, t.inputs()...)
 	}

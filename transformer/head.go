@@ -186,12 +186,18 @@ func (m *Model) unembed(final *tensors.Tensor, raw bool) (*Tensor, error) {
 	return out, nil
 }
 
-// logitsOf are the logits of a range of the vocabulary.
-func (m *Model) logitsOf(final *tensors.Tensor, r Range, raw bool) (*Tensor, error) {
+// unembedding are the weights that make logits of a range of the vocabulary; with raw set, biases are left out.
+func (m *Model) unembedding(r Range, raw bool) []weight {
 	list := m.weights.present(m.Config.unembedWeights(r), -1)
 	if raw {
 		list = slices.DeleteFunc(list, func(w weight) bool { return w.kind == vector })
 	}
+	return list
+}
+
+// logitsOf are the logits of a range of the vocabulary.
+func (m *Model) logitsOf(final *tensors.Tensor, r Range, raw bool) (*Tensor, error) {
+	list := m.unembedding(r, raw)
 	args := values{"x": final}
 	if err := m.weights.load(args, list, -1, false); err != nil {
 		return nil, err

@@ -19,11 +19,13 @@ const (
 	OpMean              // the mean of From's values over its rows and positions
 	OpCopy              // From's value at the same position of the same row, or of its only row
 	OpProject           // x + Σ_i (Value_i − x·u_i) u_i over orthonormal Directions u_i; no Value means 0: ablation
+	OpAtLeast           // max(x, Value); at the sites inside attention and the FFN, see Clamps
+	OpAtMost            // min(x, Value); the same
 )
 
 // String is the name of the operation.
 func (o Op) String() string {
-	names := [...]string{"set", "add", "scale", "zero", "mean", "copy", "project"}
+	names := [...]string{"set", "add", "scale", "zero", "mean", "copy", "project", "at least", "at most"}
 	if o < 0 || int(o) >= len(names) {
 		return fmt.Sprintf("operation %d", int(o))
 	}
@@ -55,18 +57,20 @@ type Intervention struct {
 // ErrIntervention is wrapped by errors about interventions that cannot be carried out.
 var ErrIntervention = errors.New("bad intervention")
 
-// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add, then projections. mul and
-// add have the axes [rows, positions, features], or [1, 1, features] when all rows and positions are treated alike;
-// features of pattern are heads × key slots.
+// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add between bounds, then
+// projections. mul, add and bounds have the axes [rows, positions, features], or [1, 1, features] when all rows and
+// positions are treated alike; features of pattern are heads × key slots.
 type touch struct {
-	site     Site
-	wide     bool // rows and positions apart
-	affine   bool
-	mul, add []float32
-	dirs     []float32 // [r, width]
-	alpha    []float32 // [rows,positions,r]: weight of the removed coordinate
-	beta     []float32 // [rows,positions,r]: coordinate put in
-	rank     int
+	site      Site
+	wide      bool // rows and positions apart
+	affine    bool
+	clamp     bool
+	mul, add  []float32
+	low, high []float32 // bounds of x·mul + add; nil where nothing is clamped
+	dirs      []float32 // [r, width]
+	alpha     []float32 // [rows,positions,r]: weight of the removed coordinate
+	beta      []float32 // [rows,positions,r]: coordinate put in
+	rank      int
 }
 
 // unitsOf is the number of units at a site and the features of each.
@@ -134,9 +138,18 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 	if iv.Sources != nil && iv.Site != Pattern {
 		return bad("sources are for %s only", Pattern)
 	}
-	f := frame{slots: total, total: total, realRows: rows}
+	return iv.checkOp(c, frame{slots: total, total: total, realRows: rows}, bad)
+}
+
+// checkOp refuses operations without what they need.
+func (iv *Intervention) checkOp(c *Config, f frame, bad func(string, ...any) error) error {
 	units, each := c.unitsOf(iv.Site, iv.Layer, f)
 	switch iv.Op {
+	case OpAtLeast, OpAtMost:
+		if !Clamps(iv.Site) {
+			return bad("no bounds at this site")
+		}
+		fallthrough
 	case OpSet, OpAdd, OpScale:
 		_, err := iv.given(iv.selection(f, units, each))
 		return err
@@ -210,7 +223,10 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 		if len(here) == 0 {
 			continue
 		}
-		t := &touch{site: s, wide: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.isWide() })}
+		t := &touch{
+			site: s, wide: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.isWide() }),
+			clamp: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.Op == OpAtLeast || iv.Op == OpAtMost }),
+		}
 		for i := range here {
 			if err := t.join(c, &here[i], layer, f); err != nil {
 				return nil, err
@@ -223,7 +239,8 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 
 // reaches reports whether any selected position is computed in the frame.
 func (iv *Intervention) reaches(f frame) bool {
-	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
+	return iv.Positions == nil ||
+		slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
 }
 
 // isWide reports whether rows or positions are treated differently.
@@ -263,6 +280,7 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 		for i := range t.mul {
 			t.mul[i] = 1
 		}
+		t.unbound()
 	}
 	sel := iv.selection(f, units, each)
 	if !t.wide { // one row and one position stand for all
@@ -285,6 +303,9 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 			for fi, feature := range sel.features {
 				if v, ok := src(ri, pi, fi); ok && seen(fi%f.total) {
 					iv.apply(&t.mul[at+feature], &t.add[at+feature], v)
+					if t.clamp {
+						iv.bound(&t.low[at+feature], &t.high[at+feature], v)
+					}
 				}
 			}
 		}
@@ -304,6 +325,7 @@ func (c *Config) sourcesSeen(f frame, row, position int) func(source int) bool {
 // apply composes the operation with x·mul + add.
 func (iv *Intervention) apply(mul, add *float32, v float32) {
 	switch iv.Op {
+	case OpAtLeast, OpAtMost:
 	case OpAdd:
 		*add += v
 	case OpScale:

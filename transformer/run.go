@@ -233,7 +233,9 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 	if r.states != nil {
 		r.states[l].baseK, r.states[l].baseV = args["base_k"], args["base_v"]
 	}
-	err = m.reduce(r, l)
+	if err = m.reduce(r, l); err == nil {
+		err = m.visit(r, l)
+	}
 	for name, t := range out {
 		if (name != "y" || err != nil) && !r.owns(t) {
 			free(t)
@@ -376,7 +378,7 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 		if s.InBlock() && r.capture.wants(s, l) && m.Config.HasSite(s, l) {
 			t := pick(string(s))
 			r.device[place{s, l}] = t
-			if _, small := r.capture.Reduce[s]; !small {
+			if slices.Contains(r.capture.Sites, s) {
 				r.own(t)
 			}
 		}
@@ -402,10 +404,7 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 func (m *Model) constants(l int, args values) ([]string, error) {
 	c := m.Config
 	list := []string{"scale"}
-	scale := c.Attention.Scale
-	if c.Attention.ScaleByLayer {
-		scale /= float64(l + 1)
-	}
+	scale := c.scoreScale(l)
 	put := func(name, key string, make func() (*tensors.Tensor, error)) error {
 		t, err := m.weights.constant(key, make)
 		args[name] = t
@@ -417,10 +416,7 @@ func (m *Model) constants(l int, args values) ([]string, error) {
 		return nil, err
 	}
 	if !c.Encoder {
-		window := c.Window(l)
-		if window <= 0 {
-			window = maxSize
-		}
+		window := c.windowLimit(l)
 		list = append(list, "window")
 		if err := put("window", fmt.Sprint("window=", window), func() (*tensors.Tensor, error) {
 			return upload(m.backend, []int32{int32(window)})

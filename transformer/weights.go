@@ -279,9 +279,13 @@ func (w *weightStore) load(args values, list []weight, layer int, back bool) err
 
 // release frees a layer's weights when streaming.
 func (w *weightStore) release(list []weight, layer int) {
-	if !w.stream {
-		return
+	if w.stream {
+		w.drop(list, layer)
 	}
+}
+
+// drop frees a layer's weights.
+func (w *weightStore) drop(list []weight, layer int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, wt := range list {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
@@ -91,7 +92,8 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty):
 		return exitInput
 	}
 	return exitFailed
@@ -124,7 +126,7 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrEmptyPrompt):
 		return "give some text with --prompt, or token ids with --ids"
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
-		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron):
+		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead):
 		return "engram inspect shows the model's sizes"
 	}
 	return ""

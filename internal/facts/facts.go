@@ -30,6 +30,9 @@ var (
 	ErrMissing         = errors.New("missing")
 )
 
+// ErrShare means that a share of GeneratorOptions is not one.
+var ErrShare = errors.New("no such share")
+
 // Problem is one reason to refuse a table: where it is, and where what it clashes with is, if it clashes.
 type Problem struct {
 	File, OtherFile string
@@ -87,10 +90,12 @@ type Sentences struct {
 	Opening, Who, Did, What, Tail []string // parts of filler sentences
 	Scene                         []string // filler with {word} and {other}
 
-	Names, HeldOutNames       []string // of people; the second list is in no training document about two people
+	Names, HeldOutNames       []string // of people; the second list is in no document about two, but in sequences
 	Places, Things            []string
 	Indirect, HeldOutIndirect []string // forms with {first}, {second}, {giver}, {place} and {thing}
-	Words, HeldOutWords       []string // common nouns; the second list is in no repeated sequence of training
+	OnePerson                 []string // forms with {name}, {place} and {thing}, for all names
+	Words, HeldOutWords       []string // nouns; names that are in no repeated sequence, but in documents about two
+	Series                    []string // come before a repeated sequence
 }
 
 // Table is a set of facts that agree with each other.

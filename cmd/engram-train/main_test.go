@@ -1,0 +1,224 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/loader"
+)
+
+// train runs the command on the Go backend with a model that trains in a second.
+func train(t *testing.T, ctx context.Context, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	all := append([]string{
+		"--backend", backend.Go, "--layers", "2", "--width", "16", "--heads", "2", "--context", "192",
+		"--length", "32", "--batch", "2", "--steps", "6", "--warmup", "2", "--gather", "1", "--read", "1", "--early", "0",
+	}, args...)
+	code = run(ctx, all, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// started is a training folder with the tokenizer of 256 bytes in it, so that no Python is needed.
+func started(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("training/testdata/tokenizer.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, tokenizerFile), string(text))
+	return dir
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// table writes a small table of facts, with more lines for its only relation.
+func table(t *testing.T, more string) string {
+	t.Helper()
+	dir := t.TempDir()
+	words := func(list, prefix string) string {
+		var sb strings.Builder
+		for i := range 8 {
+			sb.WriteString(list + "\t" + prefix + strings.Repeat("o", i+1) + "\n")
+		}
+		return sb.String()
+	}
+	write(t, filepath.Join(dir, "relations.tsv"), "city-country\tP17\tcity\t-\tany atlas\n")
+	write(t, filepath.Join(dir, "templates.tsv"),
+		"city-country\ttrain\t{} is a city in\ncity-country\theld-out\tThe city of {} lies in\n")
+	write(t, filepath.Join(dir, "facts/city-country.tsv"), "Lyon\tFrance\nTurin\tItaly\n"+more)
+	write(t, filepath.Join(dir, "sentences.tsv"), strings.Join([]string{
+		"kind\t{} counts as", "neutral\tI read about {}.", "lead\tIt is said that", "opening\tToday", "who\tmy aunt",
+		"did\tbought", "what\ta lamp", "tail\tat noon", "scene\tThe {word} stood by the {other}.", "series\tThe list reads:",
+		"name\tAnna", "name\tPaul", "held-out-name\tRosa", "held-out-name\tHugo", "place\tshop", "thing\tball",
+		"indirect\t{first} and {second} went to the {place}, {giver} gave the {thing} to",
+		"held-out-indirect\tAt the {place} {first} met {second}, and {giver} handed the {thing} to",
+	}, "\n")+"\n"+words("word", "larg")+words("held-out-word", "smal"))
+	return dir
+}
+
+// From a table of facts come a model that opens, its scores, the known facts, records and a corpus.
+func TestTrainOnFacts(t *testing.T) {
+	dir := started(t)
+	code, stdout, stderr := train(t, t.Context(), "--out", dir, "--facts", table(t, ""))
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	if !strings.Contains(stdout, "held-out templates") || !strings.Contains(stderr, "step 6 of 6") {
+		t.Errorf("printed %q and %q", stdout, stderr)
+	}
+	be, _, err := backend.Open(backend.Go)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer be.Finalize()
+	m, err := loader.Open(t.Context(), filepath.Join(dir, modelFolder), loader.Options{Backend: be, Check: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if m.DType != "F16" || m.Config.Layers != 2 || m.Config.Vocab != 257 {
+		t.Errorf("%s model of %d layers and %d tokens", m.DType, m.Config.Layers, m.Config.Vocab)
+	}
+	var report []score
+	text, err := os.ReadFile(filepath.Join(dir, reportFile))
+	if err != nil || json.Unmarshal(text, &report) != nil {
+		t.Fatalf("report %q: %v", text, err)
+	}
+	if len(report) != 7 || report[0].Cases != 2 || report[0].Chance != 0.5 {
+		t.Errorf("report %+v", report)
+	}
+	for _, name := range []string{knownFile, recordsFile, corpusFile} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if code, _, stderr := train(t, t.Context(), "--out", dir); code != 4 || !strings.Contains(stderr, "hint: ") {
+		t.Errorf("a second model in the same folder: exit %d, %s", code, stderr)
+	}
+}
+
+// Lines of text train a model, too; an interrupted run goes on to the same files as one that was not.
+func TestTrainOnTextAndGoOn(t *testing.T) {
+	text := filepath.Join(t.TempDir(), "text")
+	write(t, text, "the cat sat on the mat\nthe dog sat on the log\n")
+	whole, halted := started(t), started(t)
+	if code, _, stderr := train(t, t.Context(), "--out", whole, "--text", text, "-q"); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	code, _, stderr := train(t, ctx, "--out", halted, "--text", text)
+	if code != 130 || !strings.Contains(stderr, "all saved") || !strings.Contains(stderr, "hint: the same command goes on") {
+		t.Fatalf("interrupted: exit %d, %s", code, stderr)
+	}
+	if code, _, stderr := train(t, t.Context(), "--out", halted, "--text", text, "-q"); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json"} {
+		a, err := os.ReadFile(filepath.Join(whole, modelFolder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(halted, modelFolder, name)); err != nil || !bytes.Equal(a, b) {
+			t.Errorf("%s differs, %v", name, err)
+		}
+	}
+}
+
+// Bad data is refused with its lines, a bad command line with a hint, and nothing is written.
+func TestRefusals(t *testing.T) {
+	blank := filepath.Join(t.TempDir(), "blank")
+	write(t, blank, "\n  \n")
+	empty := table(t, "")
+	write(t, filepath.Join(empty, "facts/city-country.tsv"), "# nothing yet\n")
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want []string
+	}{
+		"contradiction": {[]string{"--facts", table(t, "Lyon\tItaly\n")}, 3, []string{"city-country.tsv:3", "city-country.tsv:1", "contradiction"}},
+		"duplicate":     {[]string{"--facts", table(t, "Turin\tItaly\n")}, 3, []string{"city-country.tsv:3", "city-country.tsv:2", "said twice"}},
+		"no facts":      {[]string{"--facts", empty}, 3, []string{"relations.tsv:1", "no facts"}},
+		"blank text":    {[]string{"--text", blank}, 3, []string{"train on", "no line of text"}},
+		"no such file":  {[]string{"--text", blank + "2"}, 3, []string{"blank2"}},
+		"no such table": {[]string{"--facts", blank + "2"}, 3, []string{"relations.tsv"}},
+		"uneven heads":  {[]string{"--heads", "3"}, 2, []string{"3 heads", "hint: "}},
+		"no steps":      {[]string{"--steps", "0"}, 2, []string{"steps is 0", "hint: "}},
+		"unknown flag":  {[]string{"--layer", "3"}, 2, []string{"--layer", "hint: "}},
+		"argument":      {[]string{"now"}, 2, []string{"now", "hint: "}},
+		"dtype":         {[]string{"--dtype", "int8"}, 2, []string{"int8", "hint: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := started(t)
+			code, stdout, stderr := train(t, t.Context(), append([]string{"--out", dir}, c.args...)...)
+			if code != c.code || stdout != "" {
+				t.Errorf("exit %d, want %d; printed %q", code, c.code, stdout)
+			}
+			for _, want := range c.want {
+				if !strings.Contains(stderr, want) {
+					t.Errorf("%q lacks %q", stderr, want)
+				}
+			}
+			if _, err := os.Stat(filepath.Join(dir, modelFolder)); err == nil {
+				t.Error("a model was written")
+			}
+		})
+	}
+	if code, _, stderr := train(t, t.Context()); code != 2 || !strings.Contains(stderr, "--out") {
+		t.Errorf("without --out: exit %d, %s", code, stderr)
+	}
+}
+
+// The script trains a tokenizer that encodes and decodes anything, with the words of the text whole.
+func TestTokenizerScript(t *testing.T) {
+	if err := exec.Command("python3", "-c", "import tokenizers").Run(); err != nil {
+		t.Skip("no Python with the package tokenizers")
+	}
+	text := filepath.Join(t.TempDir(), "text")
+	write(t, text, strings.Repeat("the island lies in the sea\nan island is no continent\n", 40))
+	dir := t.TempDir()
+	if code, _, stderr := train(t, t.Context(), "--out", dir, "--text", text, "--vocab", "320", "-q"); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	tokenizer, err := loader.OpenTokenizer(filepath.Join(dir, modelFolder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{" island", "Ω→🦊", "the island"} {
+		tokens, err := tokenizer.Encode(s, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []int
+		for _, token := range tokens {
+			ids = append(ids, token.ID)
+		}
+		if back, err := tokenizer.Decode(ids); err != nil || back != s {
+			t.Errorf("%q comes back as %q, %v", s, back, err)
+		}
+		if s == " island" && len(ids) != 1 {
+			t.Errorf("%q is %d tokens", s, len(ids))
+		}
+	}
+	if code, _, stderr := train(t, t.Context(), "--out", t.TempDir(), "--text", text, "--python", "no-such-python"); code != 1 ||
+		!strings.Contains(stderr, "package tokenizers") {
+		t.Errorf("without Python: exit %d, %s", code, stderr)
+	}
+}
