@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/engram-go/engram/editing"
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
@@ -93,7 +94,9 @@ func exitCode(ctx context.Context, err error) int {
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty):
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
+		corpus.ErrEmpty) || is(editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer,
+		editing.ErrEdit, transformer.ErrDelta):
 		return exitInput
 	}
 	return exitFailed

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"strings"
 
 	"github.com/gomlx/compute"
 
@@ -60,7 +62,7 @@ func (a *app) open(ctx context.Context, tokens int) (*transformer.Model, error) 
 	if s.model, err = loader.Open(ctx, a.flags.model, opts); err != nil {
 		return nil, err
 	}
-	return s.model, nil
+	return s.model, a.applyEdits(s.model)
 }
 
 // announce says when nothing faster than the Go backend opened.
@@ -132,6 +134,13 @@ func (a *app) print(schema string, value any, conventions map[string]string, tex
 		}
 		text(p)
 		return p.flush()
+	}
+	if len(a.flags.edits) > 0 && a.session != nil {
+		conventions = maps.Clone(conventions)
+		if conventions == nil {
+			conventions = map[string]string{}
+		}
+		conventions["edits"] = fmt.Sprintf("%d in force, from %s", len(a.edits), strings.Join(a.flags.edits, ", "))
 	}
 	e := result.Envelope{Schema: "engram." + schema, Engram: versionText(), Conventions: conventions, Result: value}
 	if s := a.session; s != nil && s.model != nil {
