@@ -1,9 +1,13 @@
 package transformer
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+
+	"github.com/gomlx/compute/dtypes"
 )
 
 // Delta is a change of low rank to the down projection of a layer: ΔW = Σ_i Left_i ⊗ Right_i for W seen as [d,m],
@@ -126,4 +130,41 @@ func (w *weightStore) changeOne(value []float32, n Neuron) {
 	for o := range sum {
 		value[o] = float32(sum[o])
 	}
+}
+
+// Patched are the checkpoint's tensors that changes reach, as they are with them: by name, in the file's layout and in
+// float32. They are what loader.Save takes to write an edited checkpoint.
+func Patched(bind Bindings, src Source, list []Delta) (map[string]RawTensor, error) {
+	w := &weightStore{}
+	w.deltas.Store(&list)
+	out := map[string]RawTensor{}
+	for _, d := range list {
+		parts := bind[Place{SlotDown, d.Layer}]
+		if len(parts) != 1 || parts[0].Out != nil || len(parts[0].Shape) != 2 {
+			return nil, fmt.Errorf("%w at layer %d: no tensor of its own holds the down projection", ErrDelta, d.Layer)
+		}
+		p := parts[0]
+		in, width := p.Shape[1], p.Shape[0]
+		if p.InOut {
+			in, width = width, in
+		}
+		for i := range d.Left {
+			if len(d.Left[i]) != width || i >= len(d.Right) || len(d.Right[i]) != in {
+				return nil, fmt.Errorf("%w at layer %d: vectors that do not fit %v", ErrDelta, d.Layer, p.Shape)
+			}
+		}
+		raw, err := src.Tensor(p.Tensor)
+		if err != nil {
+			return nil, err
+		}
+		all := make([]float32, in*width)
+		widenTo(all, raw, 0)
+		w.change(all, d.Layer, in, width, !p.InOut)
+		data := make([]byte, 0, 4*len(all))
+		for _, v := range all {
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+		}
+		out[p.Tensor] = RawTensor{DType: dtypes.Float32, Shape: p.Shape, Data: data}
+	}
+	return out, nil
 }

@@ -1,6 +1,7 @@
 package transformer_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"math"
 	"path/filepath"
@@ -166,6 +167,50 @@ func TestGradientAtReads(t *testing.T) {
 		_, err := m.Gradient(t.Context(), run, transformer.LogProb(5), transformer.GradientOptions{Reads: []transformer.Read{bad}})
 		if !errors.Is(err, transformer.ErrGradient) {
 			t.Errorf("%v: %v", bad, err)
+		}
+	}
+}
+
+// TestPatchedTensors: what is written to a checkpoint is what the edited model runs with, in the file's layout.
+func TestPatchedTensors(t *testing.T) {
+	for name, inOut := range map[string]bool{"gpt2": true, "llama": false} {
+		m := openGolden(t, backendtest.Open(t, "go"), name)
+		c, err := loader.OpenCheckpoint(t.Context(), filepath.Join("..", "testdata", "goldens", name), loader.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		left, right := make([]float32, m.Config.Width), make([]float32, m.Config.FFN.Hidden)
+		left[1], right[2], right[3] = 2, 3, 0.1
+		list := []transformer.Delta{{Layer: 1, Left: [][]float32{left}, Right: [][]float32{right}}}
+		if err := m.SetDeltas(list); err != nil {
+			t.Fatal(err)
+		}
+		want, err := m.Values(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := transformer.Patched(c.Bindings, c, list)
+		if err != nil || len(got) != 1 {
+			t.Fatalf("%d tensors: %v", len(got), err)
+		}
+		for _, x := range got {
+			for i := range m.Config.FFN.Hidden {
+				for o := range m.Config.Width {
+					at := o*m.Config.FFN.Hidden + i
+					if inOut {
+						at = i*m.Config.Width + o
+					}
+					v := math.Float32frombits(binary.LittleEndian.Uint32(x.Data[4*at:]))
+					if v != want.At(i).Data[o] {
+						t.Fatalf("%s: memory %d, output %d is %g, want %g", name, i, o, v, want.At(i).Data[o])
+					}
+				}
+			}
+		}
+		list[0].Left[0] = left[:1]
+		if _, err := transformer.Patched(c.Bindings, c, list); !errors.Is(err, transformer.ErrDelta) {
+			t.Errorf("%s: vectors that do not fit: %v", name, err)
 		}
 	}
 }

@@ -33,7 +33,9 @@ func (a *app) editCommand() *cobra.Command {
 		"edit rewrites facts by changes of low rank to down projections, kept in small files. Any command takes such files\n"+
 			"with --edit, once for each, and then runs the edited model; the checkpoint itself is never changed.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() })
-	cmd.AddCommand(a.editROMECommand(), a.editShowCommand())
+	cmd.AddCommand(
+		a.editROMECommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(), a.editExportCommand(),
+	)
 	return cmd
 }
 
