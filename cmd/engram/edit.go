@@ -48,11 +48,22 @@ func (a *app) editROMECommand() *cobra.Command {
 			"--method says otherwise. --stats names the second moment of the layer's keys, which keeps other subjects as they\n"+
 			"are; \"identity\" does without and changes them too. Several requests are made on top of each other.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runROME(cmd, &f) })
+	f.register(cmd)
 	l := cmd.Flags()
 	l.StringVar(&f.request, "request", "", "JSON file with CounterFact's requested_rewrite, a record, or a list of either")
 	l.StringVarP(&f.prompt, "prompt", "p", "", `prompt with {} for the subject`)
 	l.StringVar(&f.subject, "subject", "", "subject of the fact")
 	l.StringVar(&f.target, "target", "", "what is to follow")
+	l.StringVarP(&f.out, "out", "o", "", "edit file to write")
+	l.BoolVar(&f.force, "force", false, "replace the file if it exists")
+	_ = cmd.MarkFlagRequired("out")
+	_ = cmd.MarkFlagFilename("out", "safetensors")
+	return cmd
+}
+
+// register adds the flags that say how facts are rewritten.
+func (f *romeFlags) register(cmd *cobra.Command) {
+	l := cmd.Flags()
 	l.StringVar(&f.method, "method", string(editing.MethodRROME), "r-rome, rome or p-rome")
 	l.IntVar(&f.layer, "layer", -1, "layer to edit; that of the statistics unless given")
 	l.StringVar(&f.stats, "stats", "", `file of key statistics, or "identity"`)
@@ -64,14 +75,9 @@ func (a *app) editROMECommand() *cobra.Command {
 	l.Float64Var(&f.value.Clamp, "clamp", 4, "longest change, in lengths of the original output")
 	l.Float64Var(&f.value.KL, "kl", 0.0625, "weight of the drift of what is said about the subject")
 	l.Float64Var(&f.value.EarlyStop, "early-stop", 0.05, "loss at which the search ends")
-	l.StringVarP(&f.out, "out", "o", "", "edit file to write")
-	l.BoolVar(&f.force, "force", false, "replace the file if it exists")
-	_ = cmd.MarkFlagRequired("out")
 	_ = cmd.MarkFlagRequired("stats")
-	_ = cmd.MarkFlagFilename("out", "safetensors")
 	_ = cmd.RegisterFlagCompletionFunc("method",
 		cobra.FixedCompletions([]string{"r-rome", "rome", "p-rome"}, cobra.ShellCompDirectiveNoFileComp))
-	return cmd
 }
 
 // check refuses settings that mean nothing, and makes the zeros of the command line zeros of the search.
@@ -95,7 +101,7 @@ func (f *romeFlags) check() error {
 	if f.stats == "identity" && f.layer < 0 {
 		return withHint(usagef("--stats identity needs --layer"), "statistics from a file know their layer")
 	}
-	return writable(f.out, f.force)
+	return nil
 }
 
 // requests are the facts to rewrite.
@@ -140,8 +146,14 @@ func (f *romeFlags) options(ctx context.Context, m *transformer.Model) (opts edi
 	return opts, nil
 }
 
+// editTokens is about how many tokens an edit runs: evaluations, rows and tokens of each.
+const editTokens = 20 * 12 * 12
+
 func (a *app) runROME(cmd *cobra.Command, f *romeFlags) error {
 	if err := f.check(); err != nil {
+		return err
+	}
+	if err := writable(f.out, f.force); err != nil {
 		return err
 	}
 	requests, err := f.requests()
@@ -149,8 +161,7 @@ func (a *app) runROME(cmd *cobra.Command, f *romeFlags) error {
 		return err
 	}
 	ctx := cmd.Context()
-	const tokens = 20 * 12 * 12 // of an edit: evaluations, rows and tokens of each
-	m, err := a.open(ctx, tokens*len(requests))
+	m, err := a.open(ctx, editTokens*len(requests))
 	if err != nil {
 		return err
 	}
