@@ -49,6 +49,9 @@ func (m *Model) Values(layer int) (*Tensor, error) {
 		c.matrix(out.Data[at*m.Config.Width:(at+d)*m.Config.Width], d, m.Config.Width, 0)
 		at += d
 	}
+	if slot == SlotDown {
+		m.weights.change(out.Data, layer, d, m.Config.Width, false)
+	}
 	return out, nil
 }
 
@@ -70,11 +73,14 @@ func (m *Model) Value(n Neuron) ([]float32, error) {
 	out := make([]float32, m.Config.Width)
 	if p.InOut {
 		widenTo(out, raw, index*m.Config.Width)
-		return out, nil
+	} else {
+		in := p.Shape[1]
+		for i := range out {
+			widenTo(out[i:i+1], raw, i*in+index)
+		}
 	}
-	in := p.Shape[1]
-	for i := range out {
-		widenTo(out[i:i+1], raw, i*in+index)
+	if slot == SlotDown {
+		m.weights.changeOne(out, n)
 	}
 	return out, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/engram-go/engram/editing"
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
@@ -97,7 +98,9 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
 		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
-		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate):
+		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
+		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
+		transformer.ErrDelta):
 		return exitInput
 	}
 	return exitFailed

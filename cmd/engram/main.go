@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/engram-go/engram/editing"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -85,6 +87,7 @@ type app struct {
 	flags          globalFlags
 	started        bool // the command line was understood
 	session        *session
+	edits          []*editing.Edit // in force, from the files of --edit
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -99,6 +102,7 @@ type globalFlags struct {
 	check   bool
 	json    bool
 	quiet   bool
+	edits   []string
 }
 
 const about = `engram reads the memories in a language model's feed-forward layers: what they hold,
@@ -131,6 +135,7 @@ func (a *app) rootCommand() *cobra.Command {
 	f.BoolVar(&a.flags.check, "check", false, "read all weights first and refuse NaN and infinite ones")
 	f.BoolVar(&a.flags.json, "json", false, "one JSON object instead of text")
 	f.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no notes and no progress on standard error")
+	f.StringArrayVar(&a.flags.edits, "edit", nil, "edit file to run the model with; again for more, in their order")
 	names := cobra.FixedCompletions(backendNames(), cobra.ShellCompDirectiveNoFileComp)
 	_ = root.RegisterFlagCompletionFunc("backend", names)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{withHint(err, seeHelp(cmd))} })
@@ -138,7 +143,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
 		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
-		a.correlateCommand(),
+		a.correlateCommand(), a.editCommand(), a.evalCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root

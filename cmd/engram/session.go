@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"strings"
 
 	"github.com/gomlx/compute"
 
@@ -70,7 +72,7 @@ func (a *app) openFor(ctx context.Context, work func(*transformer.Config) int64)
 	}
 	s.about = &result.Model{Name: s.model.Name, Fingerprint: s.model.Fingerprint, DType: s.model.DType}
 	s.tokenizer = s.model.Tokenizer
-	return s.model, nil
+	return s.model, a.applyEdits(s.model)
 }
 
 // openCheckpoint opens the model's files and its tokenizer, for commands that compute nothing.
@@ -168,6 +170,13 @@ func (a *app) print(schema string, value any, conventions map[string]string, tex
 		}
 		text(p)
 		return p.flush()
+	}
+	if len(a.flags.edits) > 0 && a.session != nil {
+		conventions = maps.Clone(conventions)
+		if conventions == nil {
+			conventions = map[string]string{}
+		}
+		conventions["edits"] = fmt.Sprintf("%d in force, from %s", len(a.edits), strings.Join(a.flags.edits, ", "))
 	}
 	e := result.Envelope{Schema: "engram." + schema, Engram: versionText(), Conventions: conventions, Result: value}
 	if s := a.session; s != nil {
