@@ -95,7 +95,8 @@ func exitCode(ctx context.Context, err error) int {
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, probes.ErrIndex, probes.ErrQuery,
 		probes.ErrMemory, probes.ErrDiff, probes.ErrWidth, safetensors.ErrFormat) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty):
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
+		corpus.ErrEmpty):
 		return exitInput
 	}
 	return exitFailed
