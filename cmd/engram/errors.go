@@ -94,7 +94,7 @@ func exitCode(ctx context.Context, err error) int {
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, probes.ErrIndex, probes.ErrQuery,
-		probes.ErrMemory, probes.ErrDiff, probes.ErrWidth, safetensors.ErrFormat) || is(
+		probes.ErrMemory, probes.ErrDiff, probes.ErrWidth, probes.ErrClusters, safetensors.ErrFormat) || is(
 		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
 		corpus.ErrEmpty):
 		return exitInput
