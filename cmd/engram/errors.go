@@ -86,17 +86,18 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, probes.ErrIndex, probes.ErrQuery,
-		probes.ErrMemory, probes.ErrDiff, probes.ErrWidth, probes.ErrClusters, safetensors.ErrFormat) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
-		corpus.ErrEmpty):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
+		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
+		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
+		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, probes.ErrClusters, transformer.ErrScope, probes.ErrCorrelate):
 		return exitInput
 	}
 	return exitFailed

@@ -204,3 +204,12 @@ func writable(path string, replace bool) error {
 	}
 	return nil
 }
+
+// readable refuses an input file that is not there, before any work is done.
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return inputError{err}
+	}
+	return f.Close()
+}
