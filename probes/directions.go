@@ -51,15 +51,9 @@ func Directions(ctx context.Context, m *transformer.Model, opts DirectionsOption
 	if _, err := layers([]int{opts.Layer}, m.Config); err != nil {
 		return nil, err
 	}
-	if m.Config.EmbedWidth != m.Config.Width {
-		return nil, fmt.Errorf("%w: %d and %d", ErrWidth, m.Config.EmbedWidth, m.Config.Width)
-	}
-	p, err := newProjector(m, opts.Norm)
+	p, err := newLinearProjector(m, opts.Norm)
 	if err != nil {
 		return nil, err
-	}
-	if !p.linear() {
-		return nil, fmt.Errorf("%w: %s is not linear; directions take raw, gain or gain-nocenter", ErrNorm, p.norm)
 	}
 	root, err := p.gramRoot(ctx)
 	if err != nil {

@@ -22,6 +22,7 @@
 //	BuildIndex        which tokens every value stands for, as a file; Search finds memories in it by tokens
 //	Links             what drives a memory and what it drives, by weights alone
 //	Directions        what the values of a layer have in common, as tokens
+//	Clusters          which memories stand for similar tokens
 //	Diff              in which memories two models differ
 //	Correlate         the linear map between what is predicted behind two prompts
 //

@@ -100,7 +100,7 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
-		transformer.ErrDelta):
+		transformer.ErrDelta, probes.ErrClusters):
 		return exitInput
 	}
 	return exitFailed
