@@ -23,6 +23,7 @@
 //	Links             what drives a memory and what it drives, by weights alone
 //	Directions        what the values of a layer have in common, as tokens
 //	Diff              in which memories two models differ
+//	Correlate         the linear map between what is predicted behind two prompts
 //
 // Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
 package probes

@@ -97,7 +97,7 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
 		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
-		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth):
+		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate):
 		return exitInput
 	}
 	return exitFailed

@@ -137,7 +137,8 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
-		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(),
+		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
+		a.correlateCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root
