@@ -61,6 +61,7 @@ func jobs() []job {
 		{name: "forward 1x64", bound: 1.2, peer: "forward 1 64", ours: forward(1, 64)},
 		{name: "forward + VJP 10x32", bound: 1.2, peer: "gradient 10 32", ours: gradient(10, 32)},
 		{name: "forward + VJP 1x64", bound: 1.3, peer: "gradient 1 64", ours: gradient(1, 64)},
+		{name: "knowledge neurons behind 32 tokens", bound: 0.33, peer: "knowledge 32 20", ours: knowledge(32)},
 		{name: "resume (L/2,T/2) of 10x64, against a full run", bound: 0.35, ours: resume(10, 64), other: forward(10, 64)},
 	}
 }
