@@ -84,14 +84,16 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrTriggersOf, probes.ErrTriggersPart):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, probes.ErrCorpus, probes.ErrEmptyCorpus,
+		probes.ErrTriggers, probes.ErrMerge):
 		return exitInput
 	}
 	return exitFailed
@@ -126,6 +128,14 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
 		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron):
 		return "engram inspect shows the model's sizes"
+	case errors.Is(err, probes.ErrTriggersOf):
+		return "--model names the model that an index was made from"
+	case errors.Is(err, probes.ErrTriggersPart):
+		return "repeat the options of the build that was stopped, or delete what it left"
+	case errors.Is(err, probes.ErrMerge):
+		return "triggers show --json says what an index is of"
+	case errors.Is(err, probes.ErrCorpus), errors.Is(err, probes.ErrEmptyCorpus):
+		return "a corpus is UTF-8 text, a document per line, or JSON lines with the field text or ids"
 	}
 	return ""
 }
