@@ -59,14 +59,7 @@ type TriggersLayer struct {
 }
 
 // Errors about trigger indexes.
-var (
-	ErrTriggers     = errors.New("not a trigger index")
-	ErrTriggersOf   = errors.New("trigger index of another model")
-	ErrTriggersPart = errors.New("belongs to another trigger index")
-)
-
-// partSuffix stands behind the name of what is not finished.
-const partSuffix = ".part"
+var ErrTriggers = errors.New("not a trigger index")
 
 // Triggers runs a model over a corpus and keeps, for every memory, the positions with the largest coefficients (Geva et
 // al. 2021, section 3), with the moments, a histogram and a random sample of all its coefficients. The coefficient is
@@ -81,7 +74,7 @@ const partSuffix = ".part"
 // it is started again with the same options. Device memory is that of one batch, and what is kept takes 12 bytes an
 // example.
 //
-// Errors wrap ErrCorpus, ErrEmptyCorpus, ErrTriggersPart where the part that is there is of another job, fs.ErrExist
+// Errors wrap ErrCorpus, ErrEmptyCorpus, ErrPart where the part that is there is of another job, fs.ErrExist
 // where Out is there, or those of transformer.Model.Run.
 func Triggers(ctx context.Context, m *transformer.Model, opts TriggersOptions) (*TriggersResult, error) {
 	if err := opts.complete(); err != nil {

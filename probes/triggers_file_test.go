@@ -230,13 +230,13 @@ func TestTriggersParts(t *testing.T) {
 	part := contents(t, out+".part")
 	other := opts
 	other.Top = 3
-	if _, err := probes.Triggers(t.Context(), m, other); !errors.Is(err, probes.ErrTriggersPart) {
+	if _, err := probes.Triggers(t.Context(), m, other); !errors.Is(err, probes.ErrPart) {
 		t.Errorf("went on with other options: %v", err)
 	}
 	if err := os.WriteFile(out+".part", part[:len(part)/2], 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := probes.Triggers(t.Context(), m, opts); !errors.Is(err, probes.ErrTriggersPart) {
+	if _, err := probes.Triggers(t.Context(), m, opts); !errors.Is(err, probes.ErrPart) {
 		t.Errorf("went on with half a file: %v", err)
 	}
 	if err := os.WriteFile(out+".part", part, 0o644); err != nil {
@@ -253,7 +253,7 @@ func TestOpenTriggers(t *testing.T) {
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	good := filepath.Join(t.TempDir(), "good")
 	x := build(t, m, probes.TriggersOptions{Texts: probes.Texts{IDs: someRows(m.Config.Vocab)}, Out: good})
-	if err := x.CheckModel("other", "1234"); !errors.Is(err, probes.ErrTriggersOf) {
+	if err := x.CheckModel("other", "1234"); !errors.Is(err, probes.ErrOtherModel) {
 		t.Errorf("another model's index: %v", err)
 	}
 	for _, n := range []transformer.Neuron{{Layer: -1}, {Layer: 5}, {Index: 172}, {Index: -1}} {

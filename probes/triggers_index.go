@@ -145,11 +145,11 @@ func readCorpus(r *tensorReader, sequences, tokens int) (*corpus.Corpus, error) 
 // Close closes the file.
 func (x *TriggerIndex) Close() error { return x.file.Close() }
 
-// CheckModel refuses the index of another model; the error wraps ErrTriggersOf.
+// CheckModel refuses the index of another model; the error wraps ErrOtherModel.
 func (x *TriggerIndex) CheckModel(name, fingerprint string) error {
 	if x.Fingerprint != fingerprint {
 		return fmt.Errorf("%w: %s is of %s (%.12s), not of %s (%.12s)",
-			ErrTriggersOf, x.file.Base(), x.Model, x.Fingerprint, name, fingerprint)
+			ErrOtherModel, x.file.Base(), x.Model, x.Fingerprint, name, fingerprint)
 	}
 	return nil
 }

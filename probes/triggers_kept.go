@@ -51,8 +51,8 @@ func (t Tail) order(v float32) float32 {
 	return v
 }
 
-// example is a coefficient and where it stood.
-type example struct {
+// triggered is a coefficient and where it stood.
+type triggered struct {
 	value              float32
 	sequence, position int32
 }
@@ -75,14 +75,14 @@ func newKept(tail Tail, k, memories int) *kept {
 	}
 }
 
-func (l *kept) at(i int) example { return example{l.value[i], l.sequence[i], l.position[i]} }
+func (l *kept) at(i int) triggered { return triggered{l.value[i], l.sequence[i], l.position[i]} }
 
-func (l *kept) put(i int, e example) {
+func (l *kept) put(i int, e triggered) {
 	l.value[i], l.sequence[i], l.position[i] = e.value, e.sequence, e.position
 }
 
 // before is the order of examples.
-func (l *kept) before(a, b example) bool {
+func (l *kept) before(a, b triggered) bool {
 	if va, vb := l.tail.order(a.value), l.tail.order(b.value); va != vb {
 		return va > vb
 	}
@@ -94,7 +94,7 @@ func (l *kept) before(a, b example) bool {
 
 // offer keeps an example of a memory if it belongs to the first k. Of examples that dup holds for the same, the first
 // stays. Calls for different memories may run at the same time.
-func (l *kept) offer(memory int, e example, dup *duplicates) {
+func (l *kept) offer(memory int, e triggered, dup *duplicates) {
 	if !(l.tail.order(e.value) >= l.floor[memory]) { // also where it is NaN
 		return
 	}
@@ -128,7 +128,7 @@ func (l *kept) offer(memory int, e example, dup *duplicates) {
 }
 
 // twin is where an example with the same tokens stands, or −1.
-func (l *kept) twin(from, to int, e example, dup *duplicates) int {
+func (l *kept) twin(from, to int, e triggered, dup *duplicates) int {
 	for i := from; i < to; i++ {
 		if dup.same(e, l.at(i)) {
 			return i
@@ -139,7 +139,7 @@ func (l *kept) twin(from, to int, e example, dup *duplicates) int {
 
 // replaces reports whether e takes the place of its twin. After equal prefixes coefficients are equal; where shapes of
 // batches made their last bits differ, the order of the corpus decides all the same.
-func (l *kept) replaces(e, twin example, dup *duplicates) bool {
+func (l *kept) replaces(e, twin triggered, dup *duplicates) bool {
 	if dup.samePrefix(e, twin) {
 		return e.sequence < twin.sequence
 	}
@@ -153,7 +153,7 @@ func (l *kept) remove(i, n int) {
 	l.put(n-1, missing())
 }
 
-func missing() example { return example{-1, -1, -1} }
+func missing() triggered { return triggered{-1, -1, -1} }
 
 // clear forgets the examples of n memories.
 func (l *kept) clear(first, n int) {
@@ -195,7 +195,7 @@ type duplicates struct {
 }
 
 // same reports whether the last window tokens are the same.
-func (d *duplicates) same(a, b example) bool {
+func (d *duplicates) same(a, b triggered) bool {
 	if d.window == 0 {
 		return a == b
 	}
@@ -215,7 +215,7 @@ func (d *duplicates) same(a, b example) bool {
 }
 
 // samePrefix reports whether all tokens up to the examples are the same.
-func (d *duplicates) samePrefix(a, b example) bool {
+func (d *duplicates) samePrefix(a, b triggered) bool {
 	if a.position != b.position {
 		return false
 	}

@@ -35,7 +35,7 @@ type triggersJob struct {
 	scratch []*kept  // of the batch, where every position competes
 }
 
-func (b *triggersJob) part() string { return b.opts.Out + partSuffix }
+func (b *triggersJob) part() string { return b.opts.Out + PartSuffix }
 
 // start takes up an unfinished index, or begins one.
 func (b *triggersJob) start() error {
@@ -82,17 +82,17 @@ func (b *triggersJob) open() error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrTriggersPart, b.part(), err)
+		return fmt.Errorf("%w: %s: %w", ErrPart, b.part(), err)
 	}
 	b.state, err = loadTriggers(f, partSchema)
 	if closed := f.Close(); err == nil {
 		err = closed
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrTriggersPart, err)
+		return fmt.Errorf("%w: %w", ErrPart, err)
 	}
 	if !reflect.DeepEqual(b.state.info, info) || b.state.done > len(b.order) {
-		return fmt.Errorf("%w: %s is of model %s, %d sequences and other options", ErrTriggersPart, b.part(),
+		return fmt.Errorf("%w: %s is of model %s, %d sequences and other options", ErrPart, b.part(),
 			b.state.info.Model, b.state.info.Sequences)
 	}
 	b.resumed = b.state.done
@@ -200,7 +200,7 @@ func (b *triggersJob) best(v *transformer.Visited, _ int, list *kept, first int)
 			for row, sequence := range batch {
 				for i := from; i < to; i++ {
 					if at := got.Indices[row*n+i]; at >= 0 {
-						list.offer(first+i, example{got.Values.Data[row*n+i], int32(sequence), int32(at)}, b.dup)
+						list.offer(first+i, triggered{got.Values.Data[row*n+i], int32(sequence), int32(at)}, b.dup)
 					}
 				}
 			}
@@ -229,7 +229,7 @@ func (b *triggersJob) every(v *transformer.Visited, i int, list *kept, first int
 					}
 					for j, value := range at(row, p)[from:to] {
 						if list.tail.order(value) >= list.floor[first+from+j] && !(experts && value == 0) {
-							mine.offer(first+from+j, example{value, int32(sequence), int32(p)}, b.dup)
+							mine.offer(first+from+j, triggered{value, int32(sequence), int32(p)}, b.dup)
 						}
 					}
 				}
@@ -301,7 +301,7 @@ func (s *triggersState) result(path string, resumed int) *TriggersResult {
 
 // removePart deletes what is left of an unfinished index.
 func removePart(path string) error {
-	if err := os.Remove(path + partSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(path + PartSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the unfinished index: %w", err)
 	}
 	return nil

@@ -108,7 +108,7 @@ func (s *sample) join(o *sample, n, m int64, shift int32, seed uint64) {
 		from := memory * s.r
 		mine, theirs := s.records(from, 0), o.records(from, shift)
 		restN, restM := n, m
-		var out []example
+		var out []triggered
 		for len(out) < s.r && len(mine)+len(theirs) > 0 {
 			list, rest := &theirs, &restM
 			if rng.Int64N(restN+restM) < restN {
@@ -119,7 +119,7 @@ func (s *sample) join(o *sample, n, m int64, shift int32, seed uint64) {
 			*list = slices.Delete(*list, pick, pick+1)
 			*rest--
 		}
-		slices.SortFunc(out, func(a, b example) int {
+		slices.SortFunc(out, func(a, b triggered) int {
 			if a.sequence != b.sequence {
 				return int(a.sequence - b.sequence)
 			}
@@ -131,10 +131,10 @@ func (s *sample) join(o *sample, n, m int64, shift int32, seed uint64) {
 	}
 }
 
-func (s *sample) records(from int, shift int32) []example {
-	var out []example
+func (s *sample) records(from int, shift int32) []triggered {
+	var out []triggered
 	for i := from; i < from+s.r && s.sequence[i] >= 0; i++ {
-		out = append(out, example{s.value[i], s.sequence[i] + shift, s.position[i]})
+		out = append(out, triggered{s.value[i], s.sequence[i] + shift, s.position[i]})
 	}
 	return out
 }

@@ -52,7 +52,7 @@ type TriggerExample struct {
 
 // TriggerSheets shows the examples of memories as text, beside the tokens that their values promote.
 //
-// Errors wrap ErrTriggersOf where the index is of another model, ErrTriggers, ErrNeuron or ErrNorm.
+// Errors wrap ErrOtherModel where the index is of another model, ErrTriggers, ErrNeuron or ErrNorm.
 func TriggerSheets(
 	ctx context.Context, m *transformer.Model, opts TriggerSheetsOptions,
 ) (*TriggerSheetsResult, error) {

@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
@@ -85,15 +87,17 @@ func exitCode(ctx context.Context, err error) int {
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &refusal{}) || is(
-		fs.ErrExist, loader.ErrExists, probes.ErrTriggersOf, probes.ErrTriggersPart):
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, probes.ErrCorpus, probes.ErrEmptyCorpus,
-		probes.ErrTriggers, probes.ErrMerge):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
+		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact,
+		probes.ErrLens, probes.ErrPatchscope, probes.ErrTriggers, probes.ErrMerge):
 		return exitInput
 	}
 	return exitFailed
@@ -126,11 +130,11 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrEmptyPrompt):
 		return "give some text with --prompt, or token ids with --ids"
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
-		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron):
+		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead):
 		return "engram inspect shows the model's sizes"
-	case errors.Is(err, probes.ErrTriggersOf):
+	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"
-	case errors.Is(err, probes.ErrTriggersPart):
+	case errors.Is(err, probes.ErrPart):
 		return "repeat the options of the build that was stopped, or delete what it left"
 	case errors.Is(err, probes.ErrMerge):
 		return "triggers show --json says what an index is of"

@@ -20,8 +20,8 @@ const triggersFile = "triggers.safetensors"
 func (a *app) triggersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "triggers", Short: "which texts each memory answers to",
-		Long: "triggers build runs a corpus and keeps, for every memory, the positions at which its coefficient is largest,\n" +
-			"with moments, a histogram and a random sample; triggers show prints them for some memories.",
+		Long: "triggers build runs a corpus and keeps, for every memory, the positions at which its coefficient is\n" +
+			"largest, with moments, a histogram and a random sample; triggers show prints them for some memories.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -46,8 +46,8 @@ func (a *app) triggersBuildCommand() *cobra.Command {
 	var f triggersBuildFlags
 	cmd := a.command("build --text FILE [flags]", "run a corpus and keep what triggers each memory",
 		"build keeps, for every memory, the --top positions of a corpus with the largest coefficients; each sequence has\n"+
-			"one example at most, its best position, unless --every is given. Examples with the same last --window tokens (the\n"+
-			"next one among them) count once. The first position of a sequence does not compete.\n\n"+
+			"one example at most, its best position, unless --every is given. Examples with the same last --window tokens\n"+
+			"(the next one among them) count once. The first position of a sequence does not compete.\n\n"+
 			"A build that is stopped goes on where it was when it is started again. With --shard 2/4 it runs a quarter of\n"+
 			"the sequences; triggers merge joins the four.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runTriggersBuild(cmd, &f) })
