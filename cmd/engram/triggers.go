@@ -30,7 +30,9 @@ func (a *app) triggersCommand() *cobra.Command {
 			return cmd.Help()
 		},
 	}
-	cmd.AddCommand(a.triggersBuildCommand(), a.triggersShowCommand(), a.triggersMergeCommand())
+	cmd.AddCommand(
+		a.triggersBuildCommand(), a.triggersShowCommand(), a.triggersMergeCommand(), a.triggersAgreementCommand(),
+	)
 	return cmd
 }
 
