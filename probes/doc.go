@@ -19,6 +19,11 @@
 //	Effect            what interventions on memories, heads and directions do to a prompt
 //	Direction         a vector to steer along
 //	KnowledgeNeurons  the memories that carry a fact
+//	BuildIndex        which tokens every value stands for, as a file; Search finds memories in it by tokens
+//	Links             what drives a memory and what it drives, by weights alone
+//	Directions        what the values of a layer have in common, as tokens
+//	Diff              in which memories two models differ
+//	Correlate         the linear map between what is predicted behind two prompts
 //
 // Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
 package probes

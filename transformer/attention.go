@@ -52,7 +52,7 @@ func (b *block) attend(qkv *Node) *Node {
 	if r := b.v.rotary; r != nil {
 		q, k = r.rotate(q, positions, b.in["inv_freq"]), r.rotate(k, positions, b.in["inv_freq"])
 	}
-	q, k, v = b.at(Query, q), b.at(Key, k), b.at(Value, v)
+	q, k, v = b.few(b.at(Query, q)), b.at(Key, k), b.at(Value, v)
 	scores := b.scores(q, k, positions)
 	pattern := b.at(Pattern, Softmax(scores, -1))
 	return b.at(HeadOut, b.mix(pattern, v))
@@ -66,12 +66,13 @@ func (b *block) group(x *Node, rows int) *Node {
 	return Reshape(x, n/rows, rows, s, a.KVHeads, a.Heads/a.KVHeads, a.HeadSize)
 }
 
-// scores are the masked attention scores [B,H,S,P+S] over P base slots and the block's own S slots.
+// scores are the masked attention scores [B,H,S,P+T] of S queries over P base slots and the block's own T slots;
+// positions [B,T] are those of the slots.
 func (b *block) scores(q, k, positions *Node) *Node {
 	a := &b.cfg.Attention
-	n, s := q.Shape().Dim(0), q.Shape().Dim(1)
+	n, s, t := q.Shape().Dim(0), q.Shape().Dim(1), k.Shape().Dim(1)
 	own := Einsum("nskge,ntke->nkgst", Reshape(q, n, s, a.KVHeads, a.Heads/a.KVHeads, a.HeadSize), k)
-	scores := Reshape(own, n, a.Heads, s, s)
+	scores := Reshape(own, n, a.Heads, s, t)
 	keys := positions
 	if base := b.in["base_k"]; base != nil {
 		rows, slots := base.Shape().Dim(0), base.Shape().Dim(1)
@@ -90,13 +91,13 @@ func (b *block) scores(q, k, positions *Node) *Node {
 		scores = Add(scores, BroadcastToShape(bias, scores.Shape()))
 	}
 	scores = softcap(scores, a.Softcap)
-	visible := BroadcastToShape(InsertAxes(b.visible(positions, keys), 1), boolShape(scores))
+	visible := BroadcastToShape(InsertAxes(b.visible(b.few(positions), keys, t), 1), boolShape(scores))
 	return Where(visible, scores, FillScalar(q.Graph(), scores.Shape(), masked))
 }
 
-// visible is [B,S,P+S]: which keys each query sees. Base slots count up to start, own slots causally (encoders: up to
+// visible is [B,S,P+T]: which keys each query sees. Base slots count up to start, own slots causally (encoders: up to
 // the row's length); a window W keeps the W latest keys, the query's own included.
-func (b *block) visible(positions, keys *Node) *Node {
+func (b *block) visible(positions, keys *Node, own int) *Node {
 	n, s, total := positions.Shape().Dim(0), positions.Shape().Dim(1), keys.Shape().Dim(1)
 	g := positions.Graph()
 	i := BroadcastToDims(InsertAxes(positions, -1), n, s, total)
@@ -110,9 +111,9 @@ func (b *block) visible(positions, keys *Node) *Node {
 		see = And(see, LogicalNot(hidden))
 	}
 	if b.v.packed {
-		return And(see, b.sameRow(n, s, total))
+		return And(see, b.sameRow(n, s, total-own, own))
 	}
-	if past := total - s; past > 0 {
+	if past := total - own; past > 0 {
 		slot := Iota(g, shapes.Make(dtypes.Int32, n, s, total), 2)
 		ownSlot := GreaterOrEqual(slot, Scalar(g, dtypes.Int32, past))
 		see = And(see, Or(ownSlot, LessThan(slot, bound(b.in["start"]))))
@@ -128,27 +129,26 @@ func (b *block) positions(slots int) *Node {
 	return slotPositions(b.in["start"], slots)
 }
 
-// sameRow is [B,S,P+S]: the base slots ahead of where a packed query's row begins, and the own slots of that row.
-func (b *block) sameRow(n, s, total int) *Node {
-	segment := b.in["segment"]
-	own := Equal(BroadcastToDims(InsertAxes(segment, -1), n, s, s), BroadcastToDims(InsertAxes(segment, 1), n, s, s))
-	past := total - s
-	slot := Iota(segment.Graph(), shapesOf(n, s, past), 2)
-	ahead := LessThan(slot, BroadcastToDims(InsertAxes(b.in["begin"], -1), n, s, past))
-	return Concatenate([]*Node{ahead, own}, -1)
+// sameRow is [B,S,P+T]: the base slots ahead of where a packed query's row begins, and the own slots of that row.
+func (b *block) sameRow(n, s, past, own int) *Node {
+	row := b.in["segment"]
+	of := BroadcastToDims(InsertAxes(b.few(row), -1), n, s, own)
+	slot := Iota(row.Graph(), shapesOf(n, s, past), 2)
+	ahead := LessThan(slot, BroadcastToDims(InsertAxes(b.few(b.in["begin"]), -1), n, s, past))
+	return Concatenate([]*Node{ahead, Equal(of, BroadcastToDims(InsertAxes(row, 1), n, s, own))}, -1)
 }
 
 // mix is pattern·v, [B,S,H,dh].
 func (b *block) mix(pattern, v *Node) *Node {
 	a := &b.cfg.Attention
-	n, s, groups := v.Shape().Dim(0), v.Shape().Dim(1), a.Heads/a.KVHeads
+	n, t, s, groups := v.Shape().Dim(0), v.Shape().Dim(1), pattern.Shape().Dim(2), a.Heads/a.KVHeads
 	base := b.in["base_v"]
 	own := pattern
 	if base != nil {
 		total := pattern.Shape().Dim(3)
-		own = Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(total-s, total))
+		own = Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(total-t, total))
 	}
-	z := Einsum("nkgst,ntke->nskge", Reshape(own, n, a.KVHeads, groups, s, s), v)
+	z := Einsum("nkgst,ntke->nskge", Reshape(own, n, a.KVHeads, groups, s, t), v)
 	if base != nil {
 		rows, slots := base.Shape().Dim(0), base.Shape().Dim(1)
 		past := Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(0, slots))

@@ -21,6 +21,7 @@ type variant struct {
 	rotary  *Rotary // dimensions and pairing; the frequencies are inputs
 	base    bool
 	packed  bool      // several rows in one, which attention keeps apart
+	tail    bool      // behind attention only at a few slots
 	touched []touched // sites with interventions, in order
 }
 
@@ -90,6 +91,7 @@ func (b *block) forward(x *Node) (*Node, *cuts) {
 	normed := b.attnIn(c.x)
 	c.qkv = b.project(normed)
 	c.attnProject = b.attnProject(b.attend(c.qkv))
+	c.x, normed = b.few(c.x), b.few(normed)
 	c.mid = b.joinMid(c.x, b.attnOut(c.attnProject))
 	ffnIn := b.ffnIn(c.x, normed, c.mid)
 	if b.v.experts {

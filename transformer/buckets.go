@@ -12,6 +12,8 @@ import (
 type buckets struct {
 	mu    sync.Mutex
 	known map[string][]shape
+	saved map[string]float64 // multiply-adds that special programs would have saved
+	eager bool               // special programs are always worth it
 }
 
 // shape is the size of one call: rows, positions, base slots.

@@ -112,6 +112,7 @@ type Run struct {
 	ivs     []Intervention
 	f       frame
 	from    From
+	entered bool     // the interventions on the stream at from have been applied
 	base    *Run     // what was resumed, nil for a full run
 	extend  *Decoder // whose caches take this run's keys and values, nil for none
 
@@ -121,8 +122,8 @@ type Run struct {
 	reduced map[place]*Reduced
 	states  []layerState    // by layer, when Base or Cuts are kept
 	last    *tensors.Tensor // residual stream after the last block, when Base or Cuts are kept
-	headAt  []rowPosition   // rows of the logits
 	owned   []*tensors.Tensor
+	tail    *tail  // of the last block, nil if it runs whole
 	inputs  values // of the block programs: where rows begin and end
 }
 
@@ -135,8 +136,6 @@ type layerState struct {
 	baseK   *tensors.Tensor // keys and values of the base that the layer saw, when resumed
 	baseV   *tensors.Tensor
 }
-
-type rowPosition struct{ row, position int }
 
 // Rows is the number of sequences.
 func (r *Run) Rows() int { return len(r.IDs) }

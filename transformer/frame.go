@@ -43,6 +43,19 @@ func (f *frame) index(row, position int) int {
 	return at.row*f.slots + at.slot + position - first
 }
 
+// rowAt is the row and the position that a slot among rows × slots belongs to.
+func (f *frame) rowAt(slot int) (row, position int) {
+	if f.packed == nil {
+		return slot / f.slots, f.first + slot%f.slots
+	}
+	for row, at := range f.packed {
+		if p := slot - at.row*f.slots - at.slot + at.first; p >= at.first && p < f.total && f.index(row, p) == slot {
+			return row, p
+		}
+	}
+	return -1, -1
+}
+
 // keySlot is the slot of a key position among base and own keys.
 func (f *frame) keySlot(position int) int {
 	if position < f.first {

@@ -14,48 +14,57 @@ func (m *Model) head(r *Run, x *tensors.Tensor) error {
 	if !wantFinal && !wantLogits {
 		return nil
 	}
-	count := len(r.positions(0))
-	var index []int32
-	for row := range r.IDs {
-		for _, p := range r.positions(row) {
-			if p >= 0 {
-				index = append(index, int32(r.f.index(row, p)))
-				r.headAt = append(r.headAt, rowPosition{row, p})
-			}
+	slots := r.headSlots()
+	index := slices.DeleteFunc(slices.Clone(slots), func(slot int32) bool { return slot < 0 })
+	d, few := r.capture.Reduce[Logits]
+	if few {
+		if err := m.logProbs(r, x, index, d); err != nil {
+			return err
 		}
+		wantLogits = false
 	}
-	if len(index) == 0 { // no row has any of the positions
-		r.host[place{Final, -1}] = NewTensor(r.Rows(), count, m.Config.Width)
-		r.host[place{Logits, -1}] = NewTensor(r.Rows(), count, m.Config.Vocab)
+	if !wantFinal && !wantLogits {
 		return nil
 	}
-	final, logits, err := m.unembedAt(r, x, index, wantLogits)
-	if err != nil {
-		return err
-	}
-	scatter := func(s Site, src *Tensor) {
-		out := NewTensor(r.Rows(), count, src.Shape[1])
-		i := 0
-		for row := range r.IDs {
-			for at, p := range r.positions(row) {
-				if p >= 0 {
-					copy(out.At(row, at).Data, src.At(i).Data)
-					i++
-				}
+	scatter := func(s Site, src *Tensor, width int) {
+		out := NewTensor(r.Rows(), len(slots)/r.Rows(), width)
+		at := 0
+		for i, slot := range slots {
+			if slot >= 0 {
+				copy(out.Data[i*width:(i+1)*width], src.At(at).Data)
+				at++
 			}
 		}
 		r.host[place{s, -1}] = out
 	}
-	if wantFinal {
-		scatter(Final, final)
-	}
-	if wantLogits {
-		if err := m.touchLogits(r, logits); err != nil {
+	var final, logits *Tensor
+	if len(index) > 0 {
+		var err error
+		if final, logits, err = m.unembedAt(r, x, index, wantLogits); err != nil {
 			return err
 		}
-		scatter(Logits, logits)
+	}
+	if wantFinal {
+		scatter(Final, final, m.Config.Width)
+	}
+	if wantLogits {
+		scatter(Logits, logits, m.Config.Vocab)
 	}
 	return nil
+}
+
+// headSlots are the slots of the asked positions of every row, −1 where a row has none there.
+func (r *Run) headSlots() []int32 {
+	var slots []int32
+	for row := range r.IDs {
+		for _, p := range r.positions(row) {
+			if p >= 0 {
+				p = r.f.index(row, p)
+			}
+			slots = append(slots, int32(p))
+		}
+	}
+	return slots
 }
 
 // unembedAt reads the residual stream at flat indices: final [n,d] and logits [n,V] (nil if not wanted).
@@ -63,22 +72,48 @@ func (m *Model) unembedAt(
 	r *Run, x *tensors.Tensor, index []int32, wantLogits bool,
 ) (final, logits *Tensor, err error) {
 	n := len(index)
-	padded := make([]int32, roundUp(n))
-	copy(padded, index)
-	at, err := upload(m.backend, padded, len(padded), 1)
+	f, err := m.finalRows(r, x, index)
 	if err != nil {
 		return nil, nil, err
+	}
+	defer free(f)
+	if final, err = download(f); err != nil {
+		return nil, nil, err
+	}
+	final.Shape[0], final.Data = n, final.Data[:n*m.Config.Width]
+	if !wantLogits {
+		return final, nil, nil
+	}
+	if logits, err = m.unembed(f, false); err != nil {
+		return nil, nil, err
+	}
+	logits.Shape[0], logits.Data = n, logits.Data[:n*m.Config.Vocab]
+	return final, logits, m.touchLogits(r, logits, index)
+}
+
+// finalRows is the final norm at flat indices of the residual stream, with any interventions there, padded to a bucket.
+func (m *Model) finalRows(r *Run, x *tensors.Tensor, index []int32) (*tensors.Tensor, error) {
+	padded := make([]int32, roundUp(len(index)))
+	copy(padded, index)
+	if r.tail != nil {
+		for i, slot := range index {
+			padded[i] = r.tail.index[slot]
+		}
+	}
+	at, err := upload(m.backend, padded, len(padded), 1)
+	if err != nil {
+		return nil, err
 	}
 	defer free(at)
 	touches, err := prepare(m.Config, r.ivs, -1, []Site{Final}, r.f)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var change []touched
 	args := values{"x": x, "at": at}
 	for _, t := range touches {
 		if err := t.upload(m.backend, m.Config, -1, r.f, args); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		change = append(change, t.graph())
 		defer func() {
@@ -87,22 +122,7 @@ func (m *Model) unembedAt(
 			}
 		}()
 	}
-	f, err := m.finalAt(args, change)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer free(f)
-	if final, err = download(f); err != nil {
-		return nil, nil, err
-	}
-	if wantLogits {
-		if logits, err = m.unembed(f, false); err != nil {
-			return nil, nil, err
-		}
-		logits.Shape[0], logits.Data = n, logits.Data[:n*m.Config.Vocab]
-	}
-	final.Shape[0], final.Data = n, final.Data[:n*m.Config.Width]
-	return final, logits, nil
+	return m.finalAt(args, change)
 }
 
 // finalAt is the final norm (and BERT's head transform) of the rows of x that "at" names, [n,d].
@@ -227,14 +247,15 @@ func (c *Config) logitGraph(x *Node, in nodes) *Node {
 	return affine(x, in[string(SlotUnembed)], in[string(SlotUnembed.Bias())])
 }
 
-// touchLogits applies interventions at logits, on the host where they are.
-func (m *Model) touchLogits(r *Run, logits *Tensor) error {
+// touchLogits applies interventions at logits, on the host where they are; index names the slots they belong to.
+func (m *Model) touchLogits(r *Run, logits *Tensor, index []int32) error {
 	if !slices.ContainsFunc(r.ivs, func(iv Intervention) bool { return iv.Site == Logits }) {
 		return nil
 	}
 	// One frame per computed position keeps the touch as small as the logits.
-	for i, at := range r.headAt {
-		f := frame{rows: r.f.realRows, slots: 1, first: at.position, total: r.f.total, realRows: r.f.realRows}
+	for i, slot := range index {
+		row, position := r.f.rowAt(int(slot))
+		f := frame{rows: r.f.realRows, slots: 1, first: position, total: r.f.total, realRows: r.f.realRows}
 		touches, err := prepare(m.Config, r.ivs, -1, []Site{Logits}, f)
 		if err != nil {
 			return err
@@ -242,7 +263,7 @@ func (m *Model) touchLogits(r *Run, logits *Tensor) error {
 		for _, t := range touches {
 			offset := 0
 			if t.wide {
-				offset = at.row * m.Config.Vocab
+				offset = row * m.Config.Vocab
 			}
 			row := logits.At(i).Data
 			for j := range row {

@@ -16,6 +16,8 @@ const (
 	TopFeatures  ReduceKind = iota // the K largest features of every position
 	MaxPositions                   // every feature's largest value over a row's positions, and where
 	Moments                        // every feature's sum, sum of squares and number of positive values over all rows
+	SecondMoment                   // Σ x xᵀ over all rows and positions
+	LogProbs                       // at logits: the log-probabilities of Targets at every position
 )
 
 // Reduce asks for a reduction of a site. Features are the site's axes behind rows and positions, flattened.
@@ -24,6 +26,8 @@ type Reduce struct {
 	K        int  // TopFeatures: how many
 	Abs      bool // order by magnitude; values keep their sign
 	Smallest bool // the smallest instead of the largest
+	// Targets are the token ids of LogProbs.
+	Targets []int
 }
 
 // Reduced is a reduced site.
@@ -31,6 +35,8 @@ type Reduce struct {
 //	TopFeatures      Values and Indices [rows, positions, K]; indices of features
 //	MaxPositions      Values and Indices [rows, features]; indices are positions, −1 where a row has none
 //	Moments  Values [3, features]: sum, sum of squares, count of positive values; Count positions were seen
+//	SecondMoment  Values [features, features]; Count positions were seen
+//	LogProbs  Values [rows, positions, targets]
 type Reduced struct {
 	Values  *Tensor
 	Indices []int
@@ -39,6 +45,14 @@ type Reduced struct {
 
 // check refuses reductions that a site does not have.
 func (d Reduce) check(c *Config, s Site) error {
+	if s == Logits && d.Kind == LogProbs && len(d.Targets) > 0 {
+		for _, id := range d.Targets {
+			if id < 0 || id >= c.Vocab {
+				return fmt.Errorf("%w: log-probability of %d, the vocabulary has %d", ErrTokenRange, id, c.Vocab)
+			}
+		}
+		return nil
+	}
 	switch {
 	case !s.InBlock() || s == Pattern || s == RouterIndices:
 		return fmt.Errorf("%w: %s cannot be reduced", ErrSite, s)
@@ -53,7 +67,7 @@ func (d Reduce) checkK(features int, s Site) error {
 	switch {
 	case d.Kind == TopFeatures && (d.K < 1 || d.K > features):
 		return fmt.Errorf("%w: top %d of %d features of %s", ErrSite, d.K, features, s)
-	case d.Kind < TopFeatures || d.Kind > Moments:
+	case d.Kind < TopFeatures || d.Kind > SecondMoment:
 		return fmt.Errorf("%w: unknown reduction %d of %s", ErrSite, d.Kind, s)
 	}
 	return nil
@@ -132,7 +146,7 @@ func (r *Run) mask(keep func(row, position int) bool) (mask []float32, count int
 }
 
 func (d Reduce) outputs() []string {
-	if d.Kind == Moments {
+	if d.Kind == Moments || d.Kind == SecondMoment {
 		return []string{"values"}
 	}
 	return []string{"values", "indices"}
@@ -186,6 +200,10 @@ func (d Reduce) graph(x, counts, chosen *Node) nodes {
 		return nodes{"values": values, "indices": Where(none, FillScalar(x.Graph(), at.Shape(), -1), at)}
 	}
 	x = Where(GreaterThan(weight, ZerosLike(weight)), x, ZerosLike(x)) // padding may hold anything
+	if d.Kind == SecondMoment {
+		x = Reshape(x, b*s, n)
+		return nodes{"values": matmul(Transpose(x, 0, 1), x)}
+	}
 	positive := ConvertDType(GreaterThan(x, ZerosLike(x)), dtypes.Float32)
 	parts := []*Node{x, Mul(x, x), positive}
 	for i, p := range parts {
@@ -232,7 +250,7 @@ func (r *Run) trimReduced(d Reduce, got *Reduced, mask []float32) *Reduced {
 
 // Reduced returns a site that the capture reduced.
 func (r *Run) Reduced(s Site, layer int) (*Reduced, error) {
-	if d := r.reduced[place{s, layer}]; d != nil {
+	if d := r.reduced[placeOf(s, layer)]; d != nil {
 		return d, nil
 	}
 	return nil, fmt.Errorf("%w: the run did not reduce %s of layer %d", ErrSite, s, layer)

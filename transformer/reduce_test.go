@@ -32,6 +32,7 @@ func TestReduce(t *testing.T) {
 				{Kind: transformer.MaxPositions},
 				{Kind: transformer.MaxPositions, Abs: true},
 				{Kind: transformer.Moments},
+				{Kind: transformer.SecondMoment},
 			} {
 				r := run(t, m, ids, transformer.Capture{Reduce: map[transformer.Site]transformer.Reduce{s: d}, Layers: []int{1}})
 				got, err := r.Reduced(s, 1)
@@ -88,6 +89,27 @@ func compareReduced(t *testing.T, d transformer.Reduce, got *transformer.Reduced
 		compareMax(t, order, got, x, ids)
 	case transformer.Moments:
 		compareMoments(t, got, x, ids)
+	case transformer.SecondMoment:
+		compareSecondMoment(t, got, x, ids)
+	}
+}
+
+func compareSecondMoment(t *testing.T, got *transformer.Reduced, x *transformer.Tensor, ids [][]int) {
+	t.Helper()
+	want := transformer.NewTensor(len(x.At(0, 0).Data), len(x.At(0, 0).Data))
+	for row := range ids {
+		for p := range ids[row] {
+			v := x.At(row, p).Data
+			for i := range v {
+				for j := range v {
+					want.At(i).Data[j] += v[i] * v[j]
+				}
+			}
+		}
+	}
+	near(t, "second moment", got.Values, want, 1e-4)
+	if got.Count != len(ids[0])+len(ids[1]) {
+		t.Errorf("%d positions counted, want %d", got.Count, len(ids[0])+len(ids[1]))
 	}
 }
 
@@ -152,6 +174,8 @@ func TestReduceRefused(t *testing.T) {
 		{dense, transformer.Coef, transformer.Reduce{Kind: transformer.TopFeatures}},
 		{dense, transformer.Coef, transformer.Reduce{Kind: transformer.TopFeatures, K: 1 << 20}},
 		{dense, transformer.Coef, transformer.Reduce{Kind: 9}},
+		{dense, transformer.Coef, transformer.Reduce{Kind: transformer.LogProbs, Targets: []int{1}}},
+		{dense, transformer.Logits, transformer.Reduce{Kind: transformer.LogProbs}},
 		{experts, transformer.Coef, transformer.Reduce{Kind: transformer.Moments}},
 	} {
 		_, err := c.m.Run(t.Context(), [][]int{{3, 4}}, transformer.Capture{Reduce: map[transformer.Site]transformer.Reduce{c.s: c.d}})
@@ -159,4 +183,55 @@ func TestReduceRefused(t *testing.T) {
 			t.Errorf("%v of %s: %v", c.d, c.s, err)
 		}
 	}
+	capture := transformer.Capture{Reduce: logProbs(1, dense.Config.Vocab)}
+	if _, err := dense.Run(t.Context(), [][]int{{3, 4}}, capture); !errors.Is(err, transformer.ErrTokenRange) {
+		t.Errorf("a token outside the vocabulary: %v", err)
+	}
+}
+
+func logProbs(targets ...int) map[transformer.Site]transformer.Reduce {
+	return map[transformer.Site]transformer.Reduce{transformer.Logits: {Kind: transformer.LogProbs, Targets: targets}}
+}
+
+// TestLogProbs: what the device keeps of the logits is what their softmax says, also where a softcap, interventions at
+// the logits or streaming stand in between; positions that a row does not have are zero.
+func TestLogProbs(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		for _, family := range []string{"gpt2", "gemma2"} {
+			g := readGolden(t, "../testdata/goldens/"+family)
+			ids := [][]int{g.ids[0], g.ids[1][:4]}
+			iv := transformer.Intervention{Site: transformer.Logits, Op: transformer.OpScale, Value: []float32{1.5}, Rows: []int{1}}
+			for _, stream := range []bool{false, true} {
+				m := g.open(t, be, loader.Options{Stream: stream})
+				for _, ivs := range [][]transformer.Intervention{nil, {iv}} {
+					at := []int{-1, 2, 5}
+					whole := run(t, m, ids, transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: at}, ivs...)
+					logits, err := whole.Tensor(transformer.Logits, -1)
+					if err != nil {
+						t.Fatal(err)
+					}
+					few := run(t, m, ids, transformer.Capture{Reduce: logProbs(7, 0), Positions: at}, ivs...)
+					got, err := few.Reduced(transformer.Logits, -1)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want := transformer.NewTensor(2, 3, 2)
+					for i := range 6 {
+						if p := at[i%3]; p >= len(ids[i/3]) {
+							continue
+						}
+						row := logits.At(i/3, i%3).Data
+						sum := 0.0
+						for _, v := range row {
+							sum += math.Exp(float64(v))
+						}
+						for j, id := range []int{7, 0} {
+							want.Data[2*i+j] = float32(float64(row[id]) - math.Log(sum))
+						}
+					}
+					near(t, family, got.Values, want, 2e-5)
+				}
+			}
+		}
+	})
 }

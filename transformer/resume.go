@@ -53,6 +53,9 @@ func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Captur
 	if err != nil {
 		return nil, err
 	}
+	if x, err = m.enter(r, x); err != nil {
+		return nil, err
+	}
 	var past keysValues
 	if f.base > 0 {
 		past = m.pastOf(r, base, rows, shared)
@@ -177,6 +180,39 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 			return nodes{"y": Reshape(gatherRows(in["x"], in["at"]), f.rows, -1, d)}
 		},
 	}, values{"x": x, "at": at})
+	return out["y"], err
+}
+
+// enter applies the interventions on the residual stream where it is taken up, so that the first block needs no program
+// of its own. A gradient, which passes through them, is taken from the block.
+func (m *Model) enter(r *Run, x *tensors.Tensor) (*tensors.Tensor, error) {
+	if r.capture.Cuts {
+		return x, nil
+	}
+	touches, err := prepare(m.Config, r.ivs, r.from.Layer, []Site{ResidPre}, r.f)
+	if err == nil && len(touches) == 0 {
+		return x, nil
+	}
+	defer free(x)
+	if err != nil {
+		return nil, err
+	}
+	t, args := touches[0], values{"x": x}
+	if err := t.upload(m.backend, m.Config, r.from.Layer, r.f, args); err != nil {
+		return nil, err
+	}
+	inputs := t.graph().inputs()
+	for _, name := range inputs {
+		defer free(args[name])
+	}
+	out, err := m.compute(recipe{
+		key: "enter " + t.graph().String(), inputs: append([]string{"x"}, inputs...), outputs: []string{"y"},
+		build: func(in nodes) nodes {
+			b := newBlock(m.Config, variant{touched: []touched{t.graph()}}, in)
+			return nodes{"y": b.at(ResidPre, in["x"])}
+		},
+	}, args)
+	r.entered = true
 	return out["y"], err
 }
 

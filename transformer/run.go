@@ -133,7 +133,11 @@ func (m *Model) layers(ctx context.Context, r *Run, x *tensors.Tensor, first int
 	if r.capture.Base || r.capture.Cuts {
 		r.states = make([]layerState, m.Config.Layers)
 	}
-	for l := first; l < m.Config.Layers; l++ {
+	if err := m.planTail(r, first); err != nil {
+		free(x)
+		return err
+	}
+	for l := first; l < r.depth(); l++ {
 		if err := context.Cause(ctx); err != nil {
 			free(x)
 			return fmt.Errorf("stopped before layer %d: %w", l, err)
@@ -190,13 +194,18 @@ func (m *Model) rowInputs(r *Run) error {
 
 // layer runs one block and files what the run keeps of it.
 func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tensors.Tensor, error) {
-	touches, err := prepare(m.Config, r.ivs, l, Sites(), r.f)
+	sites := Sites()
+	if r.entered && l == r.from.Layer {
+		sites = slices.DeleteFunc(sites, func(s Site) bool { return s == ResidPre })
+	}
+	touches, err := prepare(m.Config, r.ivs, l, sites, r.f)
 	if err != nil {
 		return nil, err
 	}
 	v := variant{experts: m.Config.HasExperts(l), rotary: m.Config.Rotary(l), base: base != nil, packed: r.f.packed != nil}
 	args := values{"x": x}
 	maps.Copy(args, r.inputs)
+	v.tail = r.tail != nil && l == m.Config.Layers-1
 	touchArgs := values{}
 	for _, t := range touches {
 		v.touched = append(v.touched, t.graph())
@@ -291,13 +300,16 @@ func (m *Model) rowInputNames(v variant) []string {
 	if v.base {
 		list = append(list, "base_k", "base_v")
 	}
+	if v.tail {
+		list = append(list, "tail")
+	}
 	return list
 }
 
 // key names a program: two layers share it when they differ in values only.
 func (v variant) key(kind string, weights, outputs []string) string {
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "%s experts=%t base=%t packed=%t", kind, v.experts, v.base, v.packed)
+	fmt.Fprintf(&sb, "%s experts=%t base=%t packed=%t tail=%t", kind, v.experts, v.base, v.packed, v.tail)
 	if r := v.rotary; r != nil {
 		fmt.Fprintf(&sb, " rotary=%d,%t,%g", r.Dims, r.Interleaved, r.Scale)
 	}

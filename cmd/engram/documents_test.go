@@ -171,7 +171,10 @@ func TestGuidesNameNoUnknownCommand(t *testing.T) {
 	for _, c := range newApp(nil, nil, nil).rootCommand().Commands() {
 		known[c.Name()] = true
 	}
-	for _, name := range []string{"README.md", "docs/files.md", "docs/guide/first-steps.md", "docs/guide/activations.md"} {
+	for _, name := range []string{
+		"README.md", "docs/files.md", "docs/guide/first-steps.md", "docs/guide/activations.md", "docs/guide/memories.md",
+		"docs/guide/diff.md",
+	} {
 		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
 		if err != nil {
 			t.Fatal(err)

@@ -94,10 +94,11 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
-		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact,
-		probes.ErrLens, probes.ErrPatchscope, probes.ErrTriggers, probes.ErrMerge):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
+		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
+		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
+		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
+		probes.ErrTriggers, probes.ErrMerge):
 		return exitInput
 	}
 	return exitFailed

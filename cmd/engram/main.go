@@ -136,8 +136,9 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{withHint(err, seeHelp(cmd))} })
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
-		a.memoriesCommand(), a.triggersCommand(), a.activationsCommand(), a.effectCommand(),
-		a.directionCommand(), a.knowledgeCommand(), a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(),
+		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
+		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
+		a.correlateCommand(), a.triggersCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root

@@ -47,7 +47,7 @@ func (a *app) memoriesCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
 	normFlag(cmd, &f.norm)
-	cmd.AddCommand(a.indexCommand(), a.searchCommand())
+	cmd.AddCommand(a.indexCommand(), a.searchCommand(), a.linksCommand(), a.svdCommand())
 	return cmd
 }
 

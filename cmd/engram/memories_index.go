@@ -40,12 +40,12 @@ type indexFlags struct {
 func (a *app) indexCommand() *cobra.Command {
 	var f indexFlags
 	cmd := a.command("index [--out FILE] [flags]", "what every memory stands for, as a file to search in",
-		"index projects the values of all memories to the vocabulary and keeps the tokens at both ends of each projection:\n"+
-			"top_ids, bottom_ids (int32) and top_scores, bottom_scores (float32), all [layers, memories, top], in a\n"+
-			"safetensors file. Without --out it goes to the cache folder, where \"memories search\" finds it.\n\n"+
-			"Layers that are finished are kept in a file of that name followed by "+probes.PartSuffix+"\n"+
-			"until the index is whole; after an interruption or on a full disk nothing is lost, and the same command goes\n"+
-			"on there.",
+		"index projects the values of all memories to the vocabulary and keeps the tokens at both ends of each\n"+
+			"projection: top_ids, bottom_ids (int32) and top_scores, bottom_scores (float32), all\n"+
+			"[layers, memories, top], in a safetensors file. Without --out it goes to the cache folder, where\n"+
+			"\"memories search\" finds it.\n\n"+
+			"Layers that are finished are kept in a file of that name followed by "+probes.PartSuffix+" until the index is\n"+
+			"whole; after an interruption or on a full disk nothing is lost, and the same command goes on there.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runIndex(cmd.Context(), &f) })
 	normFlag(cmd, &f.norm)
 	cmd.Flags().IntVar(&f.top, "top", 50, "tokens at each end")

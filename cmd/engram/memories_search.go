@@ -103,8 +103,7 @@ func (a *app) runSearch(ctx context.Context, f *searchFlags, words []string) err
 		return err
 	}
 	conventions := indexConventions(x.Norm)
-	conventions["score"] = "Σ 1/(1+rank) over the tokens of the query among the best " + strconv.Itoa(x.Top) +
-		" at the end"
+	conventions["score"] = "Σ 1/(1+rank) over the query's tokens among the " + strconv.Itoa(x.Top) + " at the end"
 	conventions["rank"] = "from 0, the outermost token of the projection"
 	return a.print("search", got, conventions, func(p *page) { writeSearch(p, got, x.Top) })
 }

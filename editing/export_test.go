@@ -1,0 +1,19 @@
+package editing
+
+// Draw gives the noise of the fast generator, [samples, positions, d].
+func Draw(n *Noise, seed uint64, samples, positions, d int) []float32 {
+	g, err := newGenerator(RNGFast, seed)
+	if err != nil {
+		panic(err)
+	}
+	return n.draw(g, samples, positions, d, nil, nil)
+}
+
+// NumPyNormals are the first normals of NumPy's legacy generator.
+func NumPyNormals(seed uint32, n int) []float64 {
+	g, out := newMersenne(seed), make([]float64, n)
+	for i := range out {
+		out[i] = g.normal()
+	}
+	return out
+}

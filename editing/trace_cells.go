@@ -1,0 +1,168 @@
+package editing
+
+import (
+	"context"
+
+	"github.com/engram-go/engram/transformer"
+)
+
+// cell is a state to put back: position and layer name it, and the site is set at layers [from, to).
+type cell struct{ position, layer, from, to int }
+
+// traceTokens is about how many tokens are run at once.
+const traceTokens = 2048
+
+// cells fills in the scores.
+func (t *tracer) cells(ctx context.Context) error {
+	n, layers := len(t.ids), t.m.Config.Layers
+	for range n {
+		t.out.Scores = append(t.out.Scores, make([]float64, layers))
+		t.out.Stderr = append(t.out.Stderr, make([]float64, layers))
+	}
+	done := 0
+	progress := func(cells int) {
+		if done += cells; t.opts.Progress != nil {
+			t.opts.Progress(done, n*layers)
+		}
+	}
+	for from, group := range t.groups() {
+		if len(group) == 0 {
+			continue
+		}
+		if from == layers { // what leaves the last layer: hidden states alone are put back there
+			for _, c := range group {
+				t.file(c, t.low)
+			}
+			t.out.Scores[n-1][layers-1], t.out.Stderr[n-1][layers-1] = t.out.High, 0
+			progress(len(group))
+			continue
+		}
+		for len(group) > 0 {
+			size, tokens := 0, 0
+			for size < len(group) && (size == 0 || tokens < traceTokens) {
+				tokens += (n - group[size].position) * t.opts.Samples
+				size++
+			}
+			if err := t.restore(ctx, from, group[:size]); err != nil {
+				return err
+			}
+			progress(size)
+			group = group[size:]
+		}
+	}
+	return nil
+}
+
+// groups are the cells by the layer where their runs are taken up, those with most positions first.
+func (t *tracer) groups() [][]cell {
+	layers := t.m.Config.Layers
+	groups := make([][]cell, layers+1)
+	for p := range t.ids {
+		for l := range layers {
+			c := cell{p, l, l + 1, l + 2}
+			if t.opts.Kind != TraceHidden {
+				w := t.opts.Window
+				c.from, c.to = max(0, l-w/2), min(layers, l+(w+1)/2)
+			}
+			groups[c.from] = append(groups[c.from], c)
+		}
+	}
+	return groups
+}
+
+// file enters a cell's samples.
+func (t *tracer) file(c cell, samples []float64) {
+	t.out.Scores[c.position][c.layer], t.out.Stderr[c.position][c.layer] = meanError(samples)
+}
+
+// restore runs cells that are taken up at the same layer: each is Samples rows, one behind the other.
+func (t *tracer) restore(ctx context.Context, from int, cells []cell) error {
+	samples := t.opts.Samples
+	at := transformer.From{Layer: from}
+	var ivs []transformer.Intervention
+	for i, c := range cells {
+		iv := transformer.Intervention{
+			Site: t.opts.Kind.site(), Op: transformer.OpCopy, Positions: []int{c.position}, From: t.clean,
+		}
+		for s := range samples {
+			at.Rows = append(at.Rows, s)
+			at.Positions = append(at.Positions, c.position)
+			iv.Rows = append(iv.Rows, i*samples+s)
+		}
+		for l := c.from; l < c.to; l++ {
+			iv.Layer = l
+			ivs = append(ivs, iv)
+		}
+	}
+	capture := transformer.Capture{Reduce: t.reduce(), Positions: []int{-1}}
+	r, err := t.m.Resume(ctx, t.corrupted, at, capture, ivs...)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	all, err := probabilities(r)
+	if err != nil {
+		return err
+	}
+	for i, c := range cells {
+		t.file(c, all[i*samples:(i+1)*samples])
+	}
+	return nil
+}
+
+// sever puts the hidden state of the subject's last token back at every layer while the outputs of one kind of module
+// stay what they were in the noisy runs, at that token and in all layers.
+func (t *tracer) sever(ctx context.Context) error {
+	if t.opts.Sever == "" {
+		return nil
+	}
+	layers := t.m.Config.Layers
+	t.out.Severed, t.out.SeveredStderr = make([]float64, layers), make([]float64, layers)
+	base, first := t.corrupted, layers
+	if t.opts.RNG == RNGNumPy {
+		// The reference draws on for the runs that are put back, so that they hold modules of other noise.
+		var err error
+		if base, err = t.corruptedRun(ctx, transformer.Capture{Base: true}); err != nil {
+			return err
+		}
+		defer base.Close()
+		first = 0
+	}
+	for l := range layers {
+		all, err := t.severed(ctx, base, l, min(first, l+1))
+		if err != nil {
+			return err
+		}
+		t.out.Severed[l], t.out.SeveredStderr[l] = meanError(all)
+	}
+	return nil
+}
+
+// severed is the answer's probability, by sample, with the state behind a layer put back in runs taken up at a layer.
+func (t *tracer) severed(ctx context.Context, base *transformer.Run, layer, from int) ([]float64, error) {
+	layers, last := t.m.Config.Layers, t.span.Last()
+	if layer == layers-1 && last == len(t.ids)-1 {
+		return []float64{t.out.High}, nil
+	}
+	if from == layers {
+		return t.low, nil
+	}
+	iv := transformer.Intervention{
+		Site: t.opts.Sever.site(), Op: transformer.OpCopy, Positions: []int{last}, From: t.corrupted,
+	}
+	var ivs []transformer.Intervention
+	for iv.Layer = from; iv.Layer < layers; iv.Layer++ {
+		ivs = append(ivs, iv)
+	}
+	if layer < layers-1 {
+		iv.Site, iv.Layer, iv.From = transformer.ResidPre, layer+1, t.clean
+		ivs = append(ivs, iv)
+	}
+	at := transformer.From{Layer: from, Position: last}
+	r, err := t.m.Resume(ctx, base, at, transformer.Capture{Reduce: t.reduce(), Positions: []int{-1}}, ivs...)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return probabilities(r)
+}
