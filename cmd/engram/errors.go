@@ -100,7 +100,7 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
-		transformer.ErrDelta, probes.ErrClusters):
+		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge):
 		return exitInput
 	}
 	return exitFailed
@@ -135,6 +135,14 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
 		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead):
 		return "engram inspect shows the model's sizes"
+	case errors.Is(err, probes.ErrOtherModel):
+		return "--model names the model that an index was made from"
+	case errors.Is(err, probes.ErrPart):
+		return "repeat the options of the build that was stopped, or delete what it left"
+	case errors.Is(err, probes.ErrMerge):
+		return "triggers show --json says what an index is of"
+	case errors.Is(err, probes.ErrCorpus), errors.Is(err, probes.ErrEmptyCorpus):
+		return "a corpus is UTF-8 text, a document per line, or JSON lines with the field text or ids"
 	}
 	return ""
 }
