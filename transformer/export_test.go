@@ -106,3 +106,11 @@ func (m *Model) paramTensor(p Param) (*tensors.Tensor, error) {
 	}
 	return upload(m.backend, make([]float32, product(p.Shape)), p.Shape...) // a bias the checkpoint has not
 }
+
+// Hold makes a comparison go in calls of that many elements of products.
+func (w *Writes) Hold(work int) { w.work = work }
+
+// OutputFeatures are a matrix's output features as rows, [out,in].
+func (m *Model) OutputFeatures(s Slot, layer, in int) (*Tensor, error) {
+	return m.weights.rows(s, layer, in)
+}
