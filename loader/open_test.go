@@ -50,7 +50,7 @@ func TestOpen(t *testing.T) {
 
 // A tokenizer may have fewer tokens than the embedding has rows, never more.
 func TestTokenizerAgainstVocabulary(t *testing.T) {
-	tokenizer := embedded.Files(embedded.Default)["tokenizer.json"] // 512 tokens
+	tokenizer := embedded.Files("stories")["tokenizer.json"] // 512 tokens
 	for rows, words := range map[int]string{512: "", 600: "88 rows of the embedding have no token", 500: ""} {
 		files := newToy(t, settings(t, toyConfig, map[string]any{"vocab_size": rows})).files(t)
 		files["tokenizer.json"] = tokenizer

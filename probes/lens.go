@@ -12,6 +12,7 @@ type LensOptions struct {
 	IDs       []int // one prompt
 	Positions []int // negative ones count from the end; nil means all
 	Targets   []int // tokens to follow; nil means, at each position, what the model itself predicts there
+	Next      bool  // follow the prompt's next token instead, at its last position what the model predicts
 	Top       int   // tokens to list for each state; 0 means 5
 	// Run is a finished run of IDs that captured LensSites at all positions; nil means that Lens makes one.
 	Run *transformer.Run
@@ -40,6 +41,7 @@ type LensState struct {
 	Layer   int              `json:"layer"`
 	Site    transformer.Site `json:"site"`
 	Entropy float64          `json:"entropy"` // in nats
+	KL      float64          `json:"kl"`      // KL(final‖state), in nats: how far the prediction is from the model's own
 	Targets []TargetScore    `json:"targets"`
 	Top     []TokenScore     `json:"top"`
 }
@@ -53,7 +55,8 @@ const lensRows = 64
 //
 //	logits = E·FinalNorm(h) + b, with the model's softcap,
 //
-// where E is the unembedding [V,d]. States are taken before and after each sublayer; in blocks whose sublayers run side
+// where E is the unembedding [V,d]. KL is Σ p (log p − log q) with p the model's own distribution and q the state's
+// (Belrose et al. 2023). States are taken before and after each sublayer; in blocks whose sublayers run side
 // by side, resid_mid is resid_pre plus what attention adds. The last state gives the model's own logits. Post-norm
 // models have no final norm and are read as they stand, BERT through its whole head; encoders predict the token at the
 // position itself.
@@ -140,20 +143,29 @@ func (l *lens) read(at []int, group int) ([]LensPosition, error) {
 	}
 	var out []LensPosition
 	for j, p := range at {
-		targets := l.opts.Targets
-		if targets == nil {
-			targets = transformer.Extremes(logits.At(j*n + n - 1).Data[:listed(l.m)], 1, false)
-		}
+		final := logits.At(j*n + n - 1).Data
+		targets := l.targets(p, final)
 		here := LensPosition{Position: p}
 		for i := range n {
 			s := LensState{}
 			s.Layer, s.Site = state(i)
 			var r transformer.Readout
 			r, s.Top, s.Targets = readLogits(l.m, logits.At(j*n+i).Data, l.opts.Top, targets)
-			s.Entropy = r.Entropy
+			s.Entropy, s.KL = r.Entropy, divergence(final, logits.At(j*n+i).Data)
 			here.States = append(here.States, s)
 		}
 		out = append(out, here)
 	}
 	return out, nil
+}
+
+// targets are the tokens to follow at a position.
+func (l *lens) targets(position int, final []float32) []int {
+	switch {
+	case l.opts.Targets != nil:
+		return l.opts.Targets
+	case l.opts.Next && position+1 < len(l.opts.IDs):
+		return l.opts.IDs[position+1 : position+2]
+	}
+	return transformer.Extremes(final[:listed(l.m)], 1, false)
 }

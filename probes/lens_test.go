@@ -73,26 +73,27 @@ func checkState(t *testing.T, what string, s probes.LensState, want []float64) {
 	}
 }
 
-// compareStats compares with the reference's table of statistics, whose target is the next token.
+// compareStats compares with the reference's table of statistics, whose target is the next token, at the last position
+// the model's own.
 func compareStats(t *testing.T, ref file, m *transformer.Model, ids []int) {
 	t.Helper()
-	rank, prob := ref.rows("lens_stat.target_rank"), ref.rows("lens_stat.target_prob")
-	entropy := ref.rows("lens_stat.entropy")
-	for p := range len(ids) - 1 {
-		opts := probes.LensOptions{IDs: ids, Positions: []int{p}, Targets: []int{ids[p+1]}}
-		r, err := probes.Lens(t.Context(), m, opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(r.Positions) != 1 || r.Positions[0].Position != p {
-			t.Fatalf("position %d: got %+v", p, r.Positions)
-		}
-		for i, s := range r.Positions[0].States {
+	rank, prob, cross := ref.rows("lens_stat.target_rank"), ref.rows("lens_stat.target_prob"), ref.rows("lens_stat.cross_entropy")
+	entropy, kl := ref.rows("lens_stat.entropy"), ref.rows("lens_stat.kl_final")
+	top, most := ref.rows("lens_stat.top1"), ref.rows("lens_stat.max_prob")
+	r, err := probes.Lens(t.Context(), m, probes.LensOptions{IDs: ids, Next: true, Top: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, at := range r.Positions {
+		for i, s := range at.States {
 			what := fmt.Sprintf("position %d, state %d", p, i)
 			near(t, what+", probability", s.Targets[0].Prob, prob[i][p], 1e-5)
+			near(t, what+", cross-entropy", -math.Log(s.Targets[0].Prob), cross[i][p], 1e-5)
 			near(t, what+", entropy", s.Entropy, entropy[i][p], 1e-5)
-			if s.Targets[0].Rank != int(rank[i][p]) {
-				t.Errorf("%s: rank %d, want %v", what, s.Targets[0].Rank, rank[i][p])
+			near(t, what+", divergence", s.KL, kl[i][p], 1e-5)
+			near(t, what+", largest probability", s.Top[0].Prob, most[i][p], 1e-5)
+			if s.Targets[0].Rank != int(rank[i][p]) || s.Top[0].ID != int(top[i][p]) {
+				t.Errorf("%s: rank %d, top %d, want %v, %v", what, s.Targets[0].Rank, s.Top[0].ID, rank[i][p], top[i][p])
 			}
 		}
 	}

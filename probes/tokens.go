@@ -3,6 +3,8 @@ package probes
 import (
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/engram-go/engram/internal/display"
@@ -127,4 +129,25 @@ func checkTargets(ids []int, c *transformer.Config) error {
 		}
 	}
 	return nil
+}
+
+// divergence is KL(p‖q) = Σ p (log p − log q) of the distributions that two rows of logits stand for, in nats.
+func divergence(p, q []float32) float64 {
+	lseP, lseQ := logSumExp(p), logSumExp(q)
+	sum := 0.0
+	for i, x := range p {
+		logP := float64(x) - lseP
+		sum += math.Exp(logP) * (logP - (float64(q[i]) - lseQ))
+	}
+	return max(0, sum)
+}
+
+// logSumExp is log Σ exp x.
+func logSumExp(x []float32) float64 {
+	top := float64(slices.Max(x))
+	sum := 0.0
+	for _, v := range x {
+		sum += math.Exp(float64(v) - top)
+	}
+	return top + math.Log(sum)
 }

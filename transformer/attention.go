@@ -48,7 +48,7 @@ func (b *block) attend(qkv *Node) *Node {
 	if a.QKNorm == HeadQKNorm {
 		q, k = b.cfg.Norm.normalise(q, b.in["q_norm.gain"], nil), b.cfg.Norm.normalise(k, b.in["k_norm.gain"], nil)
 	}
-	positions := slotPositions(b.in["start"], s)
+	positions := b.positions(s)
 	if r := b.v.rotary; r != nil {
 		q, k = r.rotate(q, positions, b.in["inv_freq"]), r.rotate(k, positions, b.in["inv_freq"])
 	}
@@ -109,12 +109,33 @@ func (b *block) visible(positions, keys *Node) *Node {
 	if hidden := b.in["hidden"]; hidden != nil { // training only
 		see = And(see, LogicalNot(hidden))
 	}
+	if b.v.packed {
+		return And(see, b.sameRow(n, s, total))
+	}
 	if past := total - s; past > 0 {
 		slot := Iota(g, shapes.Make(dtypes.Int32, n, s, total), 2)
 		ownSlot := GreaterOrEqual(slot, Scalar(g, dtypes.Int32, past))
 		see = And(see, Or(ownSlot, LessThan(slot, bound(b.in["start"]))))
 	}
 	return see
+}
+
+// positions are the absolute positions of the slots, [B,S].
+func (b *block) positions(slots int) *Node {
+	if b.v.packed {
+		return b.in["position"]
+	}
+	return slotPositions(b.in["start"], slots)
+}
+
+// sameRow is [B,S,P+S]: the base slots ahead of where a packed query's row begins, and the own slots of that row.
+func (b *block) sameRow(n, s, total int) *Node {
+	segment := b.in["segment"]
+	own := Equal(BroadcastToDims(InsertAxes(segment, -1), n, s, s), BroadcastToDims(InsertAxes(segment, 1), n, s, s))
+	past := total - s
+	slot := Iota(segment.Graph(), shapesOf(n, s, past), 2)
+	ahead := LessThan(slot, BroadcastToDims(InsertAxes(b.in["begin"], -1), n, s, past))
+	return Concatenate([]*Node{ahead, own}, -1)
 }
 
 // mix is pattern·v, [B,S,H,dh].

@@ -20,6 +20,7 @@ type variant struct {
 	experts bool
 	rotary  *Rotary // dimensions and pairing; the frequencies are inputs
 	base    bool
+	packed  bool      // several rows in one, which attention keeps apart
 	touched []touched // sites with interventions, in order
 }
 

@@ -18,6 +18,8 @@ type Capture struct {
 	// Reduce makes sites small on the device, layer by layer; they are read with Run.Reduced instead of Run.Tensor.
 	// The sites need not be in Sites.
 	Reduce map[Site]Reduce
+	// Visit is shown sites layer by layer; they need not be in Sites.
+	Visit *Visit
 	// Base keeps the residual stream, keys and values of every layer on the device, for Resume.
 	Base bool
 	// Cuts keeps what Gradient needs, on the device.
@@ -29,15 +31,29 @@ func (c *Capture) wants(s Site, layer int) bool {
 	return slices.Contains(c.sites(), s) && (!s.InBlock() || c.Layers == nil || slices.Contains(c.Layers, layer))
 }
 
-// sites are all sites that a run has to deliver, those to be reduced included.
-func (c *Capture) sites() []Site {
-	if len(c.Reduce) == 0 {
+// asked are the sites that are named, those to be reduced or visited included.
+func (c *Capture) asked() []Site {
+	if len(c.Reduce) == 0 && c.Visit == nil {
 		return c.Sites
 	}
 	all := slices.Clone(c.Sites)
 	for _, s := range Sites() {
-		if _, ok := c.Reduce[s]; ok && !slices.Contains(all, s) {
+		_, reduced := c.Reduce[s]
+		if (reduced || c.Visit != nil && slices.Contains(c.Visit.Sites, s)) && !slices.Contains(all, s) {
 			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// sites are those that a run has to deliver: what is asked for and what visits of experts need.
+func (c *Capture) sites() []Site {
+	all := c.asked()
+	if c.Visit != nil && slices.Contains(c.Visit.Sites, Coef) {
+		for _, s := range []Site{RouterIndices, RouterWeights} {
+			if !slices.Contains(all, s) {
+				all = append(all[:len(all):len(all)], s)
+			}
 		}
 	}
 	return all
@@ -58,7 +74,7 @@ func (c *Capture) check(cfg *Config) error {
 			return err
 		}
 	}
-	for _, s := range c.sites() {
+	for _, s := range c.asked() {
 		if _, err := ParseSite(string(s)); err != nil {
 			return err
 		}
@@ -70,7 +86,7 @@ func (c *Capture) check(cfg *Config) error {
 			return fmt.Errorf("%w: %s has no %s", ErrSite, cfg.Family, s)
 		}
 	}
-	return nil
+	return c.Visit.check(cfg)
 }
 
 // place is a site of a layer; layer is −1 outside blocks.
@@ -107,8 +123,7 @@ type Run struct {
 	last    *tensors.Tensor // residual stream after the last block, when Base or Cuts are kept
 	headAt  []rowPosition   // rows of the logits
 	owned   []*tensors.Tensor
-	started *tensors.Tensor // program input: first position of each row
-	lengths *tensors.Tensor // program input: tokens of each row (encoders)
+	inputs  values // of the block programs: where rows begin and end
 }
 
 // layerState is what a run keeps of a layer on the device.
@@ -184,15 +199,12 @@ func (r *Run) positions(row int) []int {
 	n := len(r.IDs[row])
 	var out []int
 	if r.capture.Positions == nil {
-		for p := r.from.Position; p < r.f.total; p++ {
-			if p >= n {
-				p = -1
-				for range r.f.total - max(n, r.from.Position) {
-					out = append(out, p)
-				}
-				break
+		for p := r.f.first; p < r.f.total; p++ {
+			if p < r.f.begin(row) || p >= n {
+				out = append(out, -1)
+			} else {
+				out = append(out, p)
 			}
-			out = append(out, p)
 		}
 		return out
 	}
@@ -200,7 +212,7 @@ func (r *Run) positions(row int) []int {
 		if p < 0 {
 			p += n
 		}
-		if p < r.from.Position || p >= n {
+		if p < r.f.begin(row) || p >= n {
 			p = -1
 		}
 		out = append(out, p)
@@ -219,7 +231,7 @@ func (r *Run) trim(s Site, raw *Tensor) *Tensor {
 	for row := range r.IDs {
 		for i, p := range r.positions(row) {
 			if p >= 0 {
-				copy(out.Data[(row*count+i)*size:][:size], raw.Data[(row*r.f.slots+p-r.f.first)*size:][:size])
+				copy(out.Data[(row*count+i)*size:][:size], raw.Data[r.f.index(row, p)*size:][:size])
 			}
 		}
 	}
@@ -236,10 +248,11 @@ func (r *Run) trimPattern(raw *Tensor, count int) *Tensor {
 				if p < 0 {
 					continue
 				}
-				src := raw.Data[((row*heads+h)*r.f.slots+p-r.f.first)*keys:][:keys]
+				slot, first := r.f.index(row, p), r.f.begin(row)
+				src := raw.Data[((slot/r.f.slots*heads+h)*r.f.slots+slot%r.f.slots)*keys:][:keys]
 				dst := out.Data[((row*heads+h)*count+i)*r.f.total:][:r.f.total]
-				copy(dst, src[:min(r.f.first, r.f.base)])
-				copy(dst[r.f.first:], src[r.f.base:])
+				copy(dst, src[:min(first, r.f.base)])
+				copy(dst[first:], src[r.f.base+r.f.ownSlot(row):])
 			}
 		}
 	}
@@ -342,17 +355,6 @@ func (r *Run) checkCopy(iv *Intervention) error {
 		}
 	}
 	return nil
-}
-
-// slotPosition is the key position of a slot, −1 if it holds none that is seen.
-func (f frame) slotPosition(slot int) int {
-	if slot >= f.base {
-		return f.first + slot - f.base
-	}
-	if slot < f.first {
-		return slot
-	}
-	return -1
 }
 
 func (r *Run) patternAt(t *Tensor, row, head, at, key int) float32 {

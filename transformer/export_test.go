@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
 )
 
@@ -113,4 +114,44 @@ func (w *Writes) Hold(work int) { w.work = work }
 // OutputFeatures are a matrix's output features as rows, [out,in].
 func (m *Model) OutputFeatures(s Slot, layer, in int) (*Tensor, error) {
 	return m.weights.rows(s, layer, in)
+}
+
+// SpreadEverywhere counts a histogram in the graph, as on devices that do not share the host's memory, and takes
+// elements there.
+func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]int, mask []float32, take []int32) (*Spread, []float32, error) {
+	m := &Model{backend: be, programs: &programs{}}
+	defer m.programs.leave()
+	args := values{}
+	n := dims[2]
+	var err error
+	for _, in := range []struct {
+		name string
+		data []float32
+		dims []int
+	}{
+		{"x", x, dims[:]},
+		{"counts", mask, dims[:2]},
+		{"center", orConstant(d.Center, n, 0), dims[2:]},
+		{"weight", orConstant(d.Weight, n, 1), dims[2:]},
+	} {
+		if args[in.name], err = upload(be, in.data, in.dims...); err != nil {
+			return nil, nil, err
+		}
+	}
+	s, err := m.spreadOnDevice(&d, args, true)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, v := range mask {
+		s.Count += int(v)
+	}
+	s.fromAbove(&d, n)
+	out := make([]float32, len(take))
+	return s, out, m.gather(args["x"], take, out)
+}
+
+// PackedRows is how many rows of a frame pack fills, and whether they share the base's keys.
+func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
+	p := pack(&from, total, n, slots)
+	return len(p.baseRows), p.shared
 }

@@ -74,6 +74,20 @@ func (d *Decoder) Logits() *Tensor { return d.logits }
 // IDs are the rows so far.
 func (d *Decoder) IDs() [][]int { return d.ids }
 
+// Intervene replaces the interventions in force, for the steps to come. Positions are those of the whole sequence and
+// may lie ahead.
+func (d *Decoder) Intervene(ivs ...Intervention) error {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	for i := range ivs {
+		if err := ivs[i].check(d.m.Config, len(d.ids), d.m.Config.Context, 0, 0); err != nil {
+			return err
+		}
+	}
+	d.ivs = ivs
+	return nil
+}
+
 // Step appends one token to each row and computes the logits behind it.
 func (d *Decoder) Step(ctx context.Context, tokens []int) error {
 	m := d.m
@@ -181,6 +195,8 @@ type GenerateOptions struct {
 	OnToken func(row, id int) bool
 	// Interventions in force for the prompt and for every new position.
 	Interventions []Intervention
+	// Later, unless nil, are in force for the new positions instead.
+	Later []Intervention
 }
 
 // Generation is the outcome of Generate, by row.
@@ -208,6 +224,11 @@ func (m *Model) Generate(ctx context.Context, ids [][]int, opts GenerateOptions)
 		return nil, err
 	}
 	defer d.Close()
+	if opts.Later != nil {
+		if err := d.Intervene(opts.Later...); err != nil {
+			return nil, err
+		}
+	}
 	g := &Generation{IDs: make([][]int, len(ids)), LogProbs: make([][]float64, len(ids)), Ended: make([]string, len(ids))}
 	rngs := make([]*rand.Rand, len(ids))
 	for row := range rngs {

@@ -102,6 +102,56 @@ func TestGenerationCopies(t *testing.T) {
 	})
 }
 
+// TestLaterInterventions: those for new positions act on these alone, those for the prompt on that alone, as whole runs
+// with the positions named say.
+func TestLaterInterventions(t *testing.T) {
+	onReference(t, []string{"gpt2"}, []string{"llama"}, func(t *testing.T, b *bench) {
+		const n = 6
+		b.ids = b.sequences(4, 4)
+		prompt := transformer.Intervention{
+			Site: transformer.ResidPost, Layer: 0, Op: transformer.OpAdd, Value: b.values(b.Config.Width), Positions: upTo(4),
+		}
+		later := transformer.Intervention{Site: transformer.HeadOut, Layer: 1, Op: transformer.OpScale, Value: []float32{-2}}
+		third := transformer.Intervention{
+			Site: transformer.ResidMid, Layer: 1, Op: transformer.OpAdd, Value: b.values(b.Config.Width), Positions: []int{6},
+		}
+		var whole []transformer.Intervention
+		for p := 4; p < 4+n; p++ {
+			iv := later
+			iv.Positions = []int{p}
+			whole = append(whole, iv)
+		}
+		got := generate(t, b.Model, b.ids, transformer.GenerateOptions{
+			MaxTokens: n, Interventions: []transformer.Intervention{prompt}, Later: []transformer.Intervention{later, third},
+		})
+		rows := [][]int{slices.Clone(b.ids[0]), slices.Clone(b.ids[1])}
+		for i := range n {
+			ivs := []transformer.Intervention{prompt}
+			for _, iv := range append(slices.Clone(whole), third) {
+				if iv.Positions[0] < len(rows[0]) {
+					ivs = append(ivs, iv)
+				}
+			}
+			want, _ := rerun(t, b.Model, rows, 1, ivs...)
+			for row := range rows {
+				if got.IDs[row][i] != want[row][0] {
+					t.Fatalf("row %d, token %d: %d, whole runs give %d", row, i, got.IDs[row][i], want[row][0])
+				}
+				rows[row] = append(rows[row], want[row][0])
+			}
+		}
+		d, err := b.Decode(t.Context(), b.ids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		bad := transformer.Intervention{Site: transformer.ResidMid, Layer: 99, Op: transformer.OpZero}
+		if err := d.Intervene(bad); !errors.Is(err, transformer.ErrIntervention) {
+			t.Errorf("layer 99: %v", err)
+		}
+	})
+}
+
 // TestGreedyStory: the demo model's greedy story is the one that transformers tells, across several sizes of the cache.
 func TestGreedyStory(t *testing.T) {
 	var want struct {

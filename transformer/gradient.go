@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -146,11 +147,11 @@ func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*ten
 		if p <= 0 {
 			p = len(ids) - max(1, -p)
 		}
-		if p < r.from.Position || p >= len(ids) {
+		if p < r.f.begin(row) || p >= len(ids) {
 			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d",
-				ErrGradient, position, row, r.from.Position, len(ids)-1)
+				ErrGradient, position, row, r.f.begin(row), len(ids)-1)
 		}
-		index[row] = int32(row*r.f.slots + p - r.f.first)
+		index[row] = int32(r.f.index(row, p))
 	}
 	at, err := upload(m.backend, index, len(index), 1)
 	if err != nil {
@@ -227,15 +228,13 @@ func backNames(list []weight) []string {
 // backLayer differentiates one block and files the gradients asked for.
 func (m *Model) backLayer(r, out *Run, v *tensors.Tensor, l int) (*tensors.Tensor, error) {
 	st := &r.states[l]
-	vr := variant{experts: m.Config.HasExperts(l), rotary: m.Config.Rotary(l), base: r.f.base > 0, touched: st.touched}
-	args := values{"v": v, "start": r.started}
-	if r.lengths != nil {
-		args["length"] = r.lengths
+	vr := variant{
+		experts: m.Config.HasExperts(l), rotary: m.Config.Rotary(l), base: r.f.base > 0, packed: r.f.packed != nil,
+		touched: st.touched,
 	}
-	for _, more := range []values{st.cuts, st.touches} {
-		for name, t := range more {
-			args[name] = t
-		}
+	args := values{"v": v}
+	for _, more := range []values{r.inputs, st.cuts, st.touches} {
+		maps.Copy(args, more)
 	}
 	if vr.base {
 		args["base_k"], args["base_v"] = st.baseK, st.baseV
@@ -283,14 +282,8 @@ func (m *Model) callBack(v variant, l int, outputs []string, args values) (value
 	if err != nil {
 		return nil, err
 	}
-	inputs := []string{"v", "start"}
-	if m.Config.Encoder {
-		inputs = append(inputs, "length")
-	}
-	if v.base {
-		inputs = append(inputs, "base_k", "base_v")
-	}
-	inputs = slices.Concat(inputs, constants, m.Config.cutNames(v.experts), names(forward), backNames(wayBack))
+	inputs := slices.Concat([]string{"v"}, m.rowInputNames(v), constants, m.Config.cutNames(v.experts),
+		names(forward), backNames(wayBack))
 	for _, t := range v.touched {
 		inputs = append(inputs, t.inputs()...)
 	}

@@ -165,6 +165,11 @@ func TestGradientThroughInterventions(t *testing.T) {
 			scale.Op, scale.Value = transformer.OpScale, []float32{0.8}
 			set.Op, set.Value, set.Rows, set.Positions, set.Units = transformer.OpSet, []float32{0.2}, []int{0}, []int{2, 5}, []int{0}
 			ivs = append(ivs, scale, set)
+			if transformer.Clamps(s) {
+				low := at
+				low.Op, low.Value = transformer.OpAtLeast, []float32{-0.1}
+				ivs = append(ivs, low)
+			}
 			if b.canProject(spot{site: s, layer: at.Layer}) {
 				project, again := at, at
 				project.Op, project.Directions, project.Value = transformer.OpProject, b.directions(1, units*each), []float32{0.5}

@@ -19,7 +19,7 @@ func (m *Model) head(r *Run, x *tensors.Tensor) error {
 	for row := range r.IDs {
 		for _, p := range r.positions(row) {
 			if p >= 0 {
-				index = append(index, int32(row*r.f.slots+p-r.f.first))
+				index = append(index, int32(r.f.index(row, p)))
 				r.headAt = append(r.headAt, rowPosition{row, p})
 			}
 		}
@@ -234,7 +234,7 @@ func (m *Model) touchLogits(r *Run, logits *Tensor) error {
 	}
 	// One frame per computed position keeps the touch as small as the logits.
 	for i, at := range r.headAt {
-		f := frame{rows: r.f.rows, slots: 1, first: at.position, total: r.f.total, realRows: r.f.realRows}
+		f := frame{rows: r.f.realRows, slots: 1, first: at.position, total: r.f.total, realRows: r.f.realRows}
 		touches, err := prepare(m.Config, r.ivs, -1, []Site{Logits}, f)
 		if err != nil {
 			return err

@@ -19,11 +19,13 @@ const (
 	OpMean              // the mean of From's values over its rows and positions
 	OpCopy              // From's value at the same position of the same row, or of its only row
 	OpProject           // x + Σ_i (Value_i − x·u_i) u_i over orthonormal Directions u_i; no Value means 0: ablation
+	OpAtLeast           // max(x, Value); at the sites inside attention and the FFN, see Clamps
+	OpAtMost            // min(x, Value); the same
 )
 
 // String is the name of the operation.
 func (o Op) String() string {
-	names := [...]string{"set", "add", "scale", "zero", "mean", "copy", "project"}
+	names := [...]string{"set", "add", "scale", "zero", "mean", "copy", "project", "at least", "at most"}
 	if o < 0 || int(o) >= len(names) {
 		return fmt.Sprintf("operation %d", int(o))
 	}
@@ -55,26 +57,20 @@ type Intervention struct {
 // ErrIntervention is wrapped by errors about interventions that cannot be carried out.
 var ErrIntervention = errors.New("bad intervention")
 
-// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add, then projections. mul and
-// add have the axes [rows, positions, features], or [1, 1, features] when all rows and positions are treated alike;
-// features of pattern are heads × key slots.
+// touch is the interventions at one site of one layer, as inputs of the program: x·mul + add between bounds, then
+// projections. mul, add and bounds have the axes [rows, positions, features], or [1, 1, features] when all rows and
+// positions are treated alike; features of pattern are heads × key slots.
 type touch struct {
-	site     Site
-	wide     bool // rows and positions apart
-	affine   bool
-	mul, add []float32
-	dirs     []float32 // [r, width]
-	alpha    []float32 // [rows,positions,r]: weight of the removed coordinate
-	beta     []float32 // [rows,positions,r]: coordinate put in
-	rank     int
-}
-
-// frame is the piece of a run that one call computes: positions first…first+slots−1 of rows sequences, with base slots
-// of keys in front. total is the number of real positions.
-type frame struct {
-	rows, slots, first, base, total int
-	realRows                        int
-	lengths                         []int // real positions of each row
+	site      Site
+	wide      bool // rows and positions apart
+	affine    bool
+	clamp     bool
+	mul, add  []float32
+	low, high []float32 // bounds of x·mul + add; nil where nothing is clamped
+	dirs      []float32 // [r, width]
+	alpha     []float32 // [rows,positions,r]: weight of the removed coordinate
+	beta      []float32 // [rows,positions,r]: coordinate put in
+	rank      int
 }
 
 // unitsOf is the number of units at a site and the features of each.
@@ -142,9 +138,18 @@ func (iv *Intervention) check(c *Config, rows, total, firstLayer, firstPosition 
 	if iv.Sources != nil && iv.Site != Pattern {
 		return bad("sources are for %s only", Pattern)
 	}
-	f := frame{slots: total, total: total, realRows: rows}
+	return iv.checkOp(c, frame{slots: total, total: total, realRows: rows}, bad)
+}
+
+// checkOp refuses operations without what they need.
+func (iv *Intervention) checkOp(c *Config, f frame, bad func(string, ...any) error) error {
 	units, each := c.unitsOf(iv.Site, iv.Layer, f)
 	switch iv.Op {
+	case OpAtLeast, OpAtMost:
+		if !Clamps(iv.Site) {
+			return bad("no bounds at this site")
+		}
+		fallthrough
 	case OpSet, OpAdd, OpScale:
 		_, err := iv.given(iv.selection(f, units, each))
 		return err
@@ -218,7 +223,10 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 		if len(here) == 0 {
 			continue
 		}
-		t := &touch{site: s, wide: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.isWide() })}
+		t := &touch{
+			site: s, wide: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.isWide() }),
+			clamp: slices.ContainsFunc(here, func(iv Intervention) bool { return iv.Op == OpAtLeast || iv.Op == OpAtMost }),
+		}
 		for i := range here {
 			if err := t.join(c, &here[i], layer, f); err != nil {
 				return nil, err
@@ -231,9 +239,8 @@ func prepare(c *Config, ivs []Intervention, layer int, sites []Site, f frame) ([
 
 // reaches reports whether any selected position is computed in the frame.
 func (iv *Intervention) reaches(f frame) bool {
-	return iv.Positions == nil || slices.ContainsFunc(iv.Positions, func(p int) bool {
-		return p >= f.first && p < f.first+f.slots
-	})
+	return iv.Positions == nil ||
+		slices.ContainsFunc(iv.Positions, func(p int) bool { return p >= f.first && p < f.end() })
 }
 
 // isWide reports whether rows or positions are treated differently.
@@ -248,6 +255,14 @@ func (t *touch) size(f frame) (rows, slots int) {
 		return 1, 1
 	}
 	return f.rows, f.slots
+}
+
+// at is where the values for a position of a row stand, −1 if the position is not computed.
+func (t *touch) at(f frame, row, position int) int {
+	if !t.wide {
+		return 0
+	}
+	return f.index(row, position)
 }
 
 // join adds one intervention to the touch.
@@ -265,28 +280,32 @@ func (t *touch) join(c *Config, iv *Intervention, layer int, f frame) error {
 		for i := range t.mul {
 			t.mul[i] = 1
 		}
+		t.unbound()
 	}
 	sel := iv.selection(f, units, each)
 	if !t.wide { // one row and one position stand for all
-		sel.rows, sel.slots = sel.rows[:1], sel.slots[:1]
+		sel.rows, sel.positions = sel.rows[:1], sel.positions[:1]
 	}
 	src, err := iv.source(layer, f, sel)
 	if err != nil {
 		return err
 	}
 	for ri, r := range sel.rows {
-		for pi, p := range sel.slots {
-			at := 0
-			if t.wide {
-				at = (r*f.slots + p) * width
+		for pi, p := range sel.positions {
+			at := t.at(f, r, p) * width
+			if at < 0 {
+				continue
 			}
 			seen := func(int) bool { return true }
 			if t.site == Pattern && iv.Sources == nil && t.wide {
-				seen = c.sourcesSeen(f, r, f.first+p)
+				seen = c.sourcesSeen(f, r, p)
 			}
 			for fi, feature := range sel.features {
 				if v, ok := src(ri, pi, fi); ok && seen(fi%f.total) {
 					iv.apply(&t.mul[at+feature], &t.add[at+feature], v)
+					if t.clamp {
+						iv.bound(&t.low[at+feature], &t.high[at+feature], v)
+					}
 				}
 			}
 		}
@@ -306,6 +325,7 @@ func (c *Config) sourcesSeen(f frame, row, position int) func(source int) bool {
 // apply composes the operation with x·mul + add.
 func (iv *Intervention) apply(mul, add *float32, v float32) {
 	switch iv.Op {
+	case OpAtLeast, OpAtMost:
 	case OpAdd:
 		*add += v
 	case OpScale:
@@ -315,26 +335,25 @@ func (iv *Intervention) apply(mul, add *float32, v float32) {
 	}
 }
 
-// selection are the rows, slots and features an intervention means within a frame.
+// selection are the rows, positions and features an intervention means within a frame.
 type selection struct {
-	rows, slots, features []int
-	positions             []int // of the slots
-	at                    []int // index of each slot's position among the asked positions
-	asked                 int   // number of positions asked for, inside the frame or not
+	rows, positions, features []int
+	at                        []int // index of each position among the asked positions
+	asked                     int   // number of positions asked for, inside the frame or not
 }
 
 func (iv *Intervention) selection(f frame, units, each int) selection {
 	s := selection{rows: orAll(iv.Rows, f.realRows)}
 	positions := iv.Positions
 	if positions == nil {
-		for p := f.first; p < f.first+f.slots; p++ {
+		for p := f.first; p < f.end(); p++ {
 			positions = append(positions, p)
 		}
 	}
 	s.asked = len(positions)
 	for i, p := range positions {
-		if slot := p - f.first; slot >= 0 && slot < f.slots {
-			s.slots, s.positions, s.at = append(s.slots, slot), append(s.positions, p), append(s.at, i)
+		if p >= f.first && p < f.end() {
+			s.positions, s.at = append(s.positions, p), append(s.at, i)
 		}
 	}
 	inner := orAll(nil, each)
@@ -356,17 +375,6 @@ func (iv *Intervention) selection(f frame, units, each int) selection {
 		}
 	}
 	return s
-}
-
-// keySlot is the slot of a key position among base and own keys.
-func (f frame) keySlot(position int) int {
-	if position < f.first {
-		return position
-	}
-	if position-f.first >= f.slots {
-		return -1
-	}
-	return f.base + position - f.first
 }
 
 // orAll is the selection, or 0…n−1.
@@ -431,10 +439,10 @@ func (t *touch) project(iv *Intervention, f frame, width int) {
 	}
 	sel := iv.selection(f, width, 1)
 	for _, r := range sel.rows {
-		for _, p := range sel.slots {
-			at := 0
-			if t.wide {
-				at = r*slots + p
+		for _, p := range sel.positions {
+			at := t.at(f, r, p)
+			if at < 0 {
+				continue
 			}
 			for k := range iv.Directions {
 				alpha[at*rank+old+k] = -1

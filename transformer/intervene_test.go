@@ -167,6 +167,15 @@ func (b *bench) operations(at spot) []transformer.Intervention {
 			iv.Op, iv.From, iv.Rows, iv.Positions, iv.Units = transformer.OpCopy, b.other, []int{0, 1}, two, some
 		}),
 	}
+	if transformer.Clamps(at.site) {
+		all = append(all,
+			with(func(iv *transformer.Intervention) {
+				iv.Op, iv.Value = transformer.OpAtLeast, []float32{-0.05}
+			}),
+			with(func(iv *transformer.Intervention) {
+				iv.Op, iv.Value, iv.Rows, iv.Positions, iv.Units = transformer.OpAtMost, b.values(2*2*len(some)*each), []int{2, 0}, two, some
+			}))
+	}
 	if at.site != transformer.Pattern {
 		all = append(all, with(func(iv *transformer.Intervention) {
 			iv.Op, iv.From, iv.Units, iv.Positions = transformer.OpMean, b.other, some, two
@@ -329,6 +338,37 @@ func TestOrderAtOneSite(t *testing.T) {
 			names := ""
 			for _, iv := range ivs {
 				names += iv.Op.String() + " "
+			}
+			b.sameAs(t, names, ivs...)
+		}
+	})
+}
+
+// TestOrderOfBounds: bounds hold for what came before them, and move and turn over with what comes after.
+func TestOrderOfBounds(t *testing.T) {
+	onReference(t, []string{"gpt2", "mixtral"}, []string{"llama"}, func(t *testing.T, b *bench) {
+		at := transformer.Intervention{Site: transformer.Coef, Layer: 1}
+		op := func(o transformer.Op, v float32) transformer.Intervention {
+			iv := at
+			iv.Op, iv.Value = o, []float32{v}
+			return iv
+		}
+		low, high := op(transformer.OpAtLeast, -0.02), op(transformer.OpAtMost, 0.05)
+		turn, add := op(transformer.OpScale, -3), op(transformer.OpAdd, 0.1)
+		set := op(transformer.OpSet, 0.5)
+		set.Positions, set.Units = []int{1, 3}, []int{2, 0}
+		for _, ivs := range [][]transformer.Intervention{
+			{low, high},
+			{high, turn, low},
+			{low, turn, add, high},
+			{set, high},
+			{high, set},
+			{low, op(transformer.OpScale, 0), add},
+			{low, high, op(transformer.OpAtLeast, 0.08)},
+		} {
+			names := ""
+			for _, iv := range ivs {
+				names += fmt.Sprint(iv.Op, iv.Value, " ")
 			}
 			b.sameAs(t, names, ivs...)
 		}
@@ -509,6 +549,8 @@ func badInterventions(b *bench, logits *transformer.Run) []badIntervention {
 		{iv(mid, transformer.OpSet, nil), bad, "set without a value"},
 		{iv(mid, transformer.OpAdd, nil), bad, "add without a value"},
 		{iv(mid, transformer.OpScale, nil), bad, "scale without a value"},
+		{iv(mid, transformer.OpAtMost, func(i *I) { i.Value = one }), bad, "no bounds at this site"},
+		{iv(transformer.Coef, transformer.OpAtLeast, nil), bad, "at least without a value"},
 		{iv(mid, transformer.OpSet, func(i *I) { i.Value = make([]float32, d+1) }), bad, "25 values for 3 rows, 9 positions and 24 components"},
 		{iv(mid, transformer.OpSet, func(i *I) { i.Value = make([]float32, 3*9*d) }), bad, "a value per position needs the positions named"},
 		{iv(transformer.Embed, transformer.OpSet, func(i *I) { i.Value = make([]float32, 2) }), bad, "2 values"},

@@ -5,6 +5,7 @@ import (
 
 	"github.com/gomlx/compute/dtypes"
 	. "github.com/gomlx/gomlx/core/graph"
+	"github.com/gomlx/gomlx/core/tensors"
 )
 
 // ReduceKind is how a captured site is made small on the device before anything is read.
@@ -19,9 +20,10 @@ const (
 
 // Reduce asks for a reduction of a site. Features are the site's axes behind rows and positions, flattened.
 type Reduce struct {
-	Kind ReduceKind
-	K    int  // TopFeatures: how many
-	Abs  bool // order by magnitude; values keep their sign
+	Kind     ReduceKind
+	K        int  // TopFeatures: how many
+	Abs      bool // order by magnitude; values keep their sign
+	Smallest bool // the smallest instead of the largest
 }
 
 // Reduced is a reduced site.
@@ -42,8 +44,15 @@ func (d Reduce) check(c *Config, s Site) error {
 		return fmt.Errorf("%w: %s cannot be reduced", ErrSite, s)
 	case c.FFN.Kind == ExpertFFN && (s == Coef || s == GatePre || s == Up):
 		return fmt.Errorf("%w: %s of experts belongs to other memories at every position and cannot be reduced", ErrSite, s)
-	case d.Kind == TopFeatures && (d.K < 1 || d.K > product(c.siteDims(s, 0))):
-		return fmt.Errorf("%w: top %d of %d features of %s", ErrSite, d.K, product(c.siteDims(s, 0)), s)
+	}
+	return d.checkK(product(c.siteDims(s, 0)), s)
+}
+
+// checkK is check for a site of so many features.
+func (d Reduce) checkK(features int, s Site) error {
+	switch {
+	case d.Kind == TopFeatures && (d.K < 1 || d.K > features):
+		return fmt.Errorf("%w: top %d of %d features of %s", ErrSite, d.K, features, s)
 	case d.Kind < TopFeatures || d.Kind > Moments:
 		return fmt.Errorf("%w: unknown reduction %d of %s", ErrSite, d.Kind, s)
 	}
@@ -58,48 +67,63 @@ func (m *Model) reduce(r *Run, layer int) error {
 		if x == nil {
 			continue
 		}
-		mask, count := r.mask()
+		mask, count := r.mask(nil)
 		counts, err := upload(m.backend, mask, r.f.rows, r.f.slots)
 		if err != nil {
 			return err
 		}
-		out, err := m.compute(recipe{
-			key: fmt.Sprintf("reduce %v", d), inputs: []string{"x", "counts"}, outputs: d.outputs(),
-			build: func(in nodes) nodes { return d.graph(in["x"], in["counts"]) },
-		}, values{"x": x, "counts": counts})
+		got, err := m.reduceOnDevice(d, values{"x": x, "counts": counts})
 		free(counts)
 		if err != nil {
 			return err
 		}
-		got := &Reduced{Count: count}
-		if got.Values, err = download(out["values"]); err != nil {
-			return err
+		got.Count = count
+		r.reduced[p] = r.trimReduced(d, got, mask)
+		if !r.owns(x) {
+			delete(r.device, p)
 		}
-		if i := out["indices"]; i != nil {
-			t, err := download(i)
-			if err != nil {
-				return err
-			}
-			for _, v := range t.Data {
-				got.Indices = append(got.Indices, int(v))
-			}
-		}
-		for _, t := range out {
-			free(t)
-		}
-		r.reduced[p] = r.trimReduced(d, got)
-		delete(r.device, p)
 	}
 	return nil
 }
 
-// mask is 1 at the positions that count, [rows, slots], and their number.
-func (r *Run) mask() (mask []float32, count int) {
+// reduceOnDevice reduces x [B,S,…] where counts [B,S] is 1, and chosen [B,E], if it is there, of the feature's expert.
+func (m *Model) reduceOnDevice(d Reduce, args values) (*Reduced, error) {
+	inputs := []string{"x", "counts"}
+	if args["chosen"] != nil {
+		inputs = append(inputs, "chosen")
+	}
+	out, err := m.compute(recipe{
+		key: fmt.Sprintf("reduce %v %d", d, len(inputs)), inputs: inputs, outputs: d.outputs(),
+		build: func(in nodes) nodes { return d.graph(in["x"], in["counts"], in["chosen"]) },
+	}, args)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, t := range out {
+			free(t)
+		}
+	}()
+	got := &Reduced{}
+	if got.Values, err = download(out["values"]); err != nil || out["indices"] == nil {
+		return got, err
+	}
+	err = tensors.ConstFlatData(out["indices"], func(flat []int32) {
+		got.Indices = make([]int, len(flat))
+		for i, v := range flat {
+			got.Indices[i] = int(v)
+		}
+	})
+	return got, err
+}
+
+// mask is 1 at the captured positions for which keep holds (nil means all), [rows, slots], and their number.
+func (r *Run) mask(keep func(row, position int) bool) (mask []float32, count int) {
 	mask = make([]float32, r.f.rows*r.f.slots)
 	for row := range r.IDs {
 		for _, p := range r.positions(row) {
-			if p >= 0 {
-				mask[row*r.f.slots+p-r.f.first] = 1
+			if p >= 0 && (keep == nil || keep(row, p)) {
+				mask[r.f.index(row, p)] = 1
 				count++
 			}
 		}
@@ -114,18 +138,30 @@ func (d Reduce) outputs() []string {
 	return []string{"values", "indices"}
 }
 
-// graph builds the reduction of x [B,S,…] where counts [B,S] is 1.
-func (d Reduce) graph(x, counts *Node) nodes {
+// graph builds the reduction of x [B,S,…] where counts [B,S] is 1. Features of experts that were not chosen do not take
+// part in an order.
+func (d Reduce) graph(x, counts, chosen *Node) nodes {
 	b, s := x.Shape().Dim(0), x.Shape().Dim(1)
 	x = Reshape(x, b, s, -1)
 	n := x.Shape().Dim(2)
 	weight := BroadcastToDims(InsertAxes(counts, -1), b, s, n)
+	if chosen != nil && d.Kind != Moments {
+		e := chosen.Shape().Dim(2)
+		weight = Mul(weight, Reshape(BroadcastToDims(InsertAxes(chosen, -1), b, s, e, n/e), b, s, n))
+	}
 	order := x
 	if d.Abs {
 		order = Abs(x)
 	}
+	if d.Smallest {
+		order = Neg(order)
+	}
+	low := FillScalar(x.Graph(), order.Shape(), masked)
 	switch d.Kind {
 	case TopFeatures:
+		if chosen != nil {
+			order = Where(GreaterThan(weight, ZerosLike(weight)), order, low)
+		}
 		_, best := TopK(order, d.K, -1)
 		best = ConvertDType(best, dtypes.Int32)
 		row := Iota(x.Graph(), shapesOf(b*s, d.K), 0)
@@ -133,10 +169,21 @@ func (d Reduce) graph(x, counts *Node) nodes {
 		values := Gather(Reshape(x, -1), InsertAxes(at, -1))
 		return nodes{"values": Reshape(values, b, s, d.K), "indices": best}
 	case MaxPositions:
-		low := FillScalar(x.Graph(), order.Shape(), masked)
-		at := ArgMax(Where(GreaterThan(weight, ZerosLike(weight)), order, low), 1, dtypes.Int32) // [B,n]
-		pick := Equal(Iota(x.Graph(), shapesOf(b, s, n), 1), BroadcastToDims(InsertAxes(at, 1), b, s, n))
-		return nodes{"values": ReduceSum(Where(pick, x, ZerosLike(x)), 1), "indices": at}
+		order = Where(GreaterThan(weight, ZerosLike(weight)), order, low)
+		largest := ReduceMax(order, 1) // [B,n]
+		slot := Iota(x.Graph(), shapesOf(b, s, n), 1)
+		is := Equal(order, BroadcastToDims(InsertAxes(largest, 1), b, s, n))
+		at := ReduceMin(Where(is, slot, FillScalar(x.Graph(), slot.Shape(), float64(s-1))), 1)
+		none := Equal(largest, FillScalar(x.Graph(), largest.Shape(), masked))
+		pick := Equal(slot, BroadcastToDims(InsertAxes(at, 1), b, s, n))
+		values := ReduceSum(Where(pick, x, ZerosLike(x)), 1)
+		if !d.Abs {
+			values = largest
+			if d.Smallest {
+				values = Neg(largest)
+			}
+		}
+		return nodes{"values": values, "indices": Where(none, FillScalar(x.Graph(), at.Shape(), -1), at)}
 	}
 	x = Where(GreaterThan(weight, ZerosLike(weight)), x, ZerosLike(x)) // padding may hold anything
 	positive := ConvertDType(GreaterThan(x, ZerosLike(x)), dtypes.Float32)
@@ -148,7 +195,7 @@ func (d Reduce) graph(x, counts *Node) nodes {
 }
 
 // trimReduced takes the real rows and asked positions.
-func (r *Run) trimReduced(d Reduce, got *Reduced) *Reduced {
+func (r *Run) trimReduced(d Reduce, got *Reduced, mask []float32) *Reduced {
 	switch d.Kind {
 	case TopFeatures:
 		k := d.K
@@ -159,8 +206,8 @@ func (r *Run) trimReduced(d Reduce, got *Reduced) *Reduced {
 			for _, p := range r.positions(row) {
 				for i := range k {
 					indices[at+i] = -1
-					if p >= 0 {
-						src := (row*r.f.slots+p-r.f.first)*k + i
+					if p >= 0 && mask[r.f.index(row, p)] > 0 {
+						src := r.f.index(row, p)*k + i
 						values.Data[at+i], indices[at+i] = got.Values.Data[src], got.Indices[src]
 					}
 				}
@@ -172,9 +219,8 @@ func (r *Run) trimReduced(d Reduce, got *Reduced) *Reduced {
 		n := got.Values.Shape[1]
 		got.Values.Shape[0], got.Values.Data = r.Rows(), got.Values.Data[:r.Rows()*n]
 		got.Indices = got.Indices[:r.Rows()*n]
-		mask, _ := r.mask()
 		for i, slot := range got.Indices {
-			if row := i / n; mask[row*r.f.slots+slot] == 0 {
+			if row := i / n; slot < 0 || mask[row*r.f.slots+slot] == 0 {
 				got.Values.Data[i], got.Indices[i] = 0, -1
 			} else {
 				got.Indices[i] = slot + r.f.first

@@ -119,6 +119,10 @@ func (a *actor) affine(iv *transformer.Intervention, at spot, x vec) {
 			*v *= value(f)
 		case transformer.OpZero:
 			*v = 0
+		case transformer.OpAtLeast:
+			*v = max(*v, value(f))
+		case transformer.OpAtMost:
+			*v = min(*v, value(f))
 		case transformer.OpCopy:
 			if source := a.source(iv, at, min(at.row, iv.From.Rows()-1), at.pos); source != nil {
 				*v = source[f.index]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	. "github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -11,10 +12,12 @@ import (
 
 // From is where a run is taken up again: the residual stream entering Layer, from Position on. Rows names the base row
 // that each new row continues; nil means every base row once. Layer may be the number of layers: only the head then.
+// Positions gives every row a first position of its own, in place of Position; each costs what is behind it.
 type From struct {
-	Layer    int
-	Position int
-	Rows     []int
+	Layer     int
+	Position  int
+	Rows      []int
+	Positions []int
 }
 
 // ErrResume is wrapped by errors about runs that cannot be taken up.
@@ -40,7 +43,7 @@ func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Captur
 	for i, row := range from.Rows {
 		ids[i] = base.IDs[row]
 	}
-	f, shared := m.resumeFrame(base, from)
+	f, rows, shared := m.resumeFrame(base, &from)
 	r := m.newRun(ids, capture, ivs, f)
 	r.from, r.base = from, base
 	if err := m.checkRun(r); err != nil {
@@ -52,7 +55,7 @@ func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Captur
 	}
 	var past keysValues
 	if f.base > 0 {
-		past = m.pastOf(r, base, from.Rows, shared)
+		past = m.pastOf(r, base, rows, shared)
 	}
 	if err := m.layers(ctx, r, x, from.Layer, past); err != nil {
 		r.Close()
@@ -89,13 +92,44 @@ func (m *Model) checkResume(base *Run, from *From, capture Capture) error {
 	if len(from.Rows) == 0 {
 		return fmt.Errorf("%w: no rows", ErrResume)
 	}
+	return m.checkPositions(base, from)
+}
+
+// checkPositions refuses first positions of rows that a base does not have; equal ones become Position.
+func (m *Model) checkPositions(base *Run, from *From) error {
+	if from.Positions == nil {
+		return nil
+	}
+	if len(from.Positions) != len(from.Rows) {
+		return fmt.Errorf("%w: %d positions for %d rows", ErrResume, len(from.Positions), len(from.Rows))
+	}
+	for i, p := range from.Positions {
+		if n := len(base.IDs[from.Rows[i]]); p < 0 || p >= n {
+			return fmt.Errorf("%w of row %d at position %d: base row %d has %d", ErrResume, i, p, from.Rows[i], n)
+		}
+		if m.Config.Encoder && p > 0 {
+			return fmt.Errorf("%w at position %d: an encoder's positions all see each other", ErrResume, p)
+		}
+	}
+	if from.Position = slices.Min(from.Positions); from.Position == slices.Max(from.Positions) {
+		from.Positions = nil
+	}
 	return nil
 }
 
+// resumeCost is about how many multiply-adds a token costs behind the layer.
+func (m *Model) resumeCost(from *From) float64 {
+	return m.Config.tokenCost() * float64(m.Config.Layers-from.Layer) / float64(m.Config.Layers)
+}
+
 // resumeFrame chooses the shape of the quadrant. It may end behind the base's slots when a larger program is at hand;
-// causal attention keeps such padding from everything real. shared says that row r continues base row r mod N, so that
-// the base's keys and values need no copy.
-func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
+// causal attention keeps such padding from everything real. baseRows are what the rows of the frame continue; shared
+// says that row r continues base row r mod N, so that the base's keys and values need no copy.
+func (m *Model) resumeFrame(base *Run, from *From) (f frame, baseRows []int, shared bool) {
+	if from.Positions != nil {
+		f, p := m.packedFrame(base, from)
+		return f, p.baseRows, p.shared
+	}
 	rows, n := len(from.Rows), base.f.rows
 	shared = true
 	for i, row := range from.Rows {
@@ -105,18 +139,17 @@ func (m *Model) resumeFrame(base *Run, from From) (f frame, shared bool) {
 	if from.Position > 0 {
 		want.base = base.f.slots
 	}
-	perToken := m.Config.tokenCost() * float64(m.Config.Layers-from.Layer) / float64(m.Config.Layers)
 	key := "block"
 	if from.Position > 0 {
 		key = fmt.Sprintf("resume %d %t", n, shared)
 	}
-	size := m.programs.buckets.choose(key, want, perToken)
+	size := m.programs.buckets.choose(key, want, m.resumeCost(from))
 	if shared && size.rows%n != 0 {
 		size.rows += n - size.rows%n
 	}
 	return frame{
 		rows: size.rows, slots: size.slots, first: from.Position, base: want.base, total: base.f.total, realRows: rows,
-	}, shared
+	}, from.Rows, shared
 }
 
 // suffix takes the residual stream of the base's rows from the frame's first position on.
@@ -126,13 +159,9 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 		x = base.states[from.Layer].x
 	}
 	index := make([]int32, f.rows*f.slots)
-	for i := range f.rows {
-		row := 0
-		if i < len(from.Rows) {
-			row = from.Rows[i]
-		}
-		for s := range f.slots {
-			index[i*f.slots+s] = int32(row*base.f.slots + min(f.first+s, base.f.slots-1))
+	for i, row := range from.Rows {
+		for p := f.begin(i); p < f.end(); p++ {
+			index[f.index(i, p)] = int32(row*base.f.slots + min(p, base.f.slots-1))
 		}
 	}
 	at, err := upload(m.backend, index, len(index), 1)

@@ -2,7 +2,9 @@ package transformer
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -89,6 +91,33 @@ func (m *Model) checkRun(r *Run) error {
 			}
 		}
 	}
+	return r.checkPacked()
+}
+
+// checkPacked refuses what rows that begin at positions of their own cannot do.
+func (r *Run) checkPacked() error {
+	if r.f.packed == nil {
+		return nil
+	}
+	for s, d := range r.capture.Reduce {
+		if d.Kind == MaxPositions {
+			return fmt.Errorf("%w: no maximum over positions of %s of rows that begin at different ones", ErrSite, s)
+		}
+	}
+	for i := range r.ivs {
+		iv := &r.ivs[i]
+		if iv.Site == Pattern {
+			return fmt.Errorf("%w at %s: the rows begin at different positions", ErrIntervention, Pattern)
+		}
+		for _, row := range orAll(iv.Rows, r.Rows()) {
+			for _, p := range iv.Positions {
+				if p < r.f.begin(row) {
+					return fmt.Errorf("%w at %s of layer %d: position %d of row %d, which resumes at %d",
+						ErrIntervention, iv.Site, iv.Layer, p, row, r.f.begin(row))
+				}
+			}
+		}
+	}
 	return nil
 }
 
@@ -129,8 +158,20 @@ func (m *Model) layers(ctx context.Context, r *Run, x *tensors.Tensor, first int
 	return err
 }
 
-// rowInputs uploads where each row begins, and for encoders where it ends.
-func (m *Model) rowInputs(r *Run) (err error) {
+// rowInputs uploads where each row begins, and for encoders where it ends; packed frames say it of every slot.
+func (m *Model) rowInputs(r *Run) error {
+	r.inputs = values{}
+	put := func(name string, data []int32, dims ...int) error {
+		t, err := upload(m.backend, data, dims...)
+		r.inputs[name] = t
+		r.own(t)
+		return err
+	}
+	if r.f.packed != nil {
+		position, begin, segment := r.f.slotInputs()
+		return errors.Join(put("position", position, r.f.rows, r.f.slots), put("begin", begin, r.f.rows, r.f.slots),
+			put("segment", segment, r.f.rows, r.f.slots))
+	}
 	start, length := make([]int32, r.f.rows), make([]int32, r.f.rows)
 	for i := range start {
 		start[i] = int32(r.f.first)
@@ -139,17 +180,12 @@ func (m *Model) rowInputs(r *Run) (err error) {
 			length[i] = int32(len(r.IDs[i]))
 		}
 	}
-	if r.started, err = upload(m.backend, start, r.f.rows); err != nil {
-		return err
-	}
-	r.own(r.started)
 	if m.Config.Encoder {
-		if r.lengths, err = upload(m.backend, length, r.f.rows); err != nil {
+		if err := put("length", length, r.f.rows); err != nil {
 			return err
 		}
-		r.own(r.lengths)
 	}
-	return nil
+	return put("start", start, r.f.rows)
 }
 
 // layer runs one block and files what the run keeps of it.
@@ -158,11 +194,9 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 	if err != nil {
 		return nil, err
 	}
-	v := variant{experts: m.Config.HasExperts(l), rotary: m.Config.Rotary(l), base: base != nil}
-	args := values{"x": x, "start": r.started}
-	if r.lengths != nil {
-		args["length"] = r.lengths
-	}
+	v := variant{experts: m.Config.HasExperts(l), rotary: m.Config.Rotary(l), base: base != nil, packed: r.f.packed != nil}
+	args := values{"x": x}
+	maps.Copy(args, r.inputs)
 	touchArgs := values{}
 	for _, t := range touches {
 		v.touched = append(v.touched, t.graph())
@@ -199,7 +233,9 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 	if r.states != nil {
 		r.states[l].baseK, r.states[l].baseV = args["base_k"], args["base_v"]
 	}
-	err = m.reduce(r, l)
+	if err = m.reduce(r, l); err == nil {
+		err = m.visit(r, l)
+	}
 	for name, t := range out {
 		if (name != "y" || err != nil) && !r.owns(t) {
 			free(t)
@@ -219,7 +255,7 @@ func (m *Model) callBlock(v variant, l int, outputs []string, args values) (valu
 	if err != nil {
 		return nil, err
 	}
-	inputs := slices.Concat(m.rowInputNames(v), constants, names(list))
+	inputs := slices.Concat([]string{"x"}, m.rowInputNames(v), constants, names(list))
 	for _, t := range v.touched {
 		inputs = append(inputs, t.inputs()...)
 	}
@@ -243,8 +279,12 @@ func (m *Model) callBlock(v variant, l int, outputs []string, args values) (valu
 	return out, nil
 }
 
+// rowInputNames are the inputs of a block program that speak of rows.
 func (m *Model) rowInputNames(v variant) []string {
-	list := []string{"x", "start"}
+	list := []string{"start"}
+	if v.packed {
+		list = []string{"position", "begin", "segment"}
+	}
 	if m.Config.Encoder {
 		list = append(list, "length")
 	}
@@ -257,7 +297,7 @@ func (m *Model) rowInputNames(v variant) []string {
 // key names a program: two layers share it when they differ in values only.
 func (v variant) key(kind string, weights, outputs []string) string {
 	var sb strings.Builder
-	fmt.Fprintf(&sb, "%s experts=%t base=%t", kind, v.experts, v.base)
+	fmt.Fprintf(&sb, "%s experts=%t base=%t packed=%t", kind, v.experts, v.base, v.packed)
 	if r := v.rotary; r != nil {
 		fmt.Fprintf(&sb, " rotary=%d,%t,%g", r.Dims, r.Interleaved, r.Scale)
 	}
@@ -338,7 +378,7 @@ func (m *Model) file(r *Run, l int, v variant, x *tensors.Tensor, out, touchArgs
 		if s.InBlock() && r.capture.wants(s, l) && m.Config.HasSite(s, l) {
 			t := pick(string(s))
 			r.device[place{s, l}] = t
-			if _, small := r.capture.Reduce[s]; !small {
+			if slices.Contains(r.capture.Sites, s) {
 				r.own(t)
 			}
 		}

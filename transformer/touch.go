@@ -12,17 +12,23 @@ import (
 type touched struct {
 	site    Site
 	affine  bool
+	clamp   bool
 	project bool
 }
 
 // String is the touch's part of a program key.
-func (t touched) String() string { return fmt.Sprintf("%s(%t,%t)", t.site, t.affine, t.project) }
+func (t touched) String() string {
+	return fmt.Sprintf("%s(%t,%t,%t)", t.site, t.affine, t.clamp, t.project)
+}
 
 // inputs are the names of the touch's program inputs.
 func (t touched) inputs() []string {
 	var out []string
 	if t.affine {
 		out = append(out, t.name("mul"), t.name("add"))
+	}
+	if t.clamp {
+		out = append(out, t.name("low"), t.name("high"))
 	}
 	if t.project {
 		out = append(out, t.name("dirs"), t.name("alpha"), t.name("beta"))
@@ -33,7 +39,7 @@ func (t touched) inputs() []string {
 func (t touched) name(what string) string { return "touch." + string(t.site) + "." + what }
 
 func (t *touch) graph() touched {
-	return touched{site: t.site, affine: t.affine, project: t.rank > 0}
+	return touched{site: t.site, affine: t.affine, clamp: t.clamp, project: t.rank > 0}
 }
 
 // upload sends the touch's values to the device under the names of its inputs. Features of a site with several axes get
@@ -64,6 +70,14 @@ func (t *touch) upload(be compute.Backend, c *Config, layer int, f frame, args v
 		if err := put("add", add, dims...); err != nil {
 			return err
 		}
+		if t.clamp {
+			if err := put("low", finite(t.low), dims...); err != nil {
+				return err
+			}
+			if err := put("high", finite(t.high), dims...); err != nil {
+				return err
+			}
+		}
 	}
 	if t.rank == 0 {
 		return nil
@@ -90,14 +104,20 @@ func swapAxes(x []float32, a, b, c, d int) []float32 {
 	return out
 }
 
-// apply is x·mul + add, then x + moves·U.
+// apply is x·mul + add between the bounds, then x + moves·U.
 func (t touched) apply(b *block, x *Node) *Node {
-	if t.affine {
-		mul, add := b.in[t.name("mul")], b.in[t.name("add")]
+	input := func(what string) *Node {
+		in := b.in[t.name(what)]
 		if b.chosen != nil && x.Rank() == 4 {
-			mul, add = b.pick(mul, x), b.pick(add, x)
+			in = b.pick(in, x)
 		}
-		x = Add(Mul(x, fit(mul, x)), fit(add, x))
+		return fit(in, x)
+	}
+	if t.affine {
+		x = Add(Mul(x, input("mul")), input("add"))
+	}
+	if t.clamp {
+		x = Min(Max(x, input("low")), input("high"))
 	}
 	if t.project {
 		u := b.in[t.name("dirs")]

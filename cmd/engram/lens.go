@@ -12,50 +12,77 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
+type lensFlags struct {
+	prompt                   promptFlags
+	plots                    plotFlags
+	opts                     probes.LensOptions
+	position, targets, value string
+	grid                     bool
+}
+
 func (a *app) lensCommand() *cobra.Command {
-	var prompt promptFlags
-	var opts probes.LensOptions
-	var position, targets string
-	var grid bool
+	var f lensFlags
 	cmd := a.command("lens --prompt TEXT [flags]", "what the model would predict before and after each sublayer",
 		"lens reads the residual stream through the final norm and the unembedding (the logit lens), at the prompt's last\n"+
 			"position or others: resid_pre enters a layer, resid_mid stands between attention and FFN, resid_post leaves it.\n"+
-			"The target is what the model itself predicts there, unless --target names tokens.",
-		cobra.NoArgs, func(cmd *cobra.Command, _ []string) (err error) {
-			if err := positive("top", opts.Top); err != nil {
-				return err
-			}
-			if opts.Positions, err = parsePositions(position); err != nil {
-				return err
-			}
-			if opts.Targets, err = parseInts(targets); err != nil {
-				return usagef("--target: %w", err)
-			}
-			m, r, err := a.single(cmd.Context(), cmd, &prompt)
-			if err != nil {
-				return err
-			}
-			opts.IDs = r.ids()
-			got, err := probes.Lens(cmd.Context(), m, opts)
-			if err != nil {
-				return err
-			}
-			conventions := logitConventions()
-			conventions["norm"] = string(probes.Full)
-			return a.print("lens", got, conventions, func(p *page) {
-				if grid {
-					writeLensGrid(p, got)
-				} else {
-					writeLens(p, got)
-				}
-			})
-		})
-	prompt.register(cmd)
-	cmd.Flags().IntVar(&opts.Top, "top", 4, "tokens to list for each state")
-	cmd.Flags().StringVar(&position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
-	cmd.Flags().StringVar(&targets, "target", "", "ids of tokens to follow instead of the model's prediction")
-	cmd.Flags().BoolVar(&grid, "grid", false, "one column for each position, with the top token alone")
+			"The target is what the model itself predicts there, unless --target names tokens; kl is how far a state's\n"+
+			"prediction is from the model's. --plot draws all positions asked for as one heat map, --html several.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runLens(cmd, &f) })
+	f.prompt.register(cmd)
+	f.plots.register(cmd)
+	cmd.Flags().IntVar(&f.opts.Top, "top", 4, "tokens to list for each state")
+	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
+	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to follow instead of the model's prediction, or next")
+	cmd.Flags().StringVar(&f.value, "value", "top", "what --plot shows: "+strings.Join(lensValues(), ", "))
+	cmd.Flags().BoolVar(&f.grid, "grid", false, "one column for each position, with the top token alone")
 	return cmd
+}
+
+// check reads the flags that are text.
+func (f *lensFlags) check(cmd *cobra.Command) (err error) {
+	if err := positive("top", f.opts.Top); err != nil {
+		return err
+	}
+	if f.opts.Positions, err = parsePositions(f.position); err != nil {
+		return err
+	}
+	if f.opts.Next = f.targets == "next"; !f.opts.Next {
+		if f.opts.Targets, err = parseInts(f.targets); err != nil {
+			return usagef("--target: %w", err)
+		}
+	}
+	if err := checkLensValue(f.value); err != nil {
+		return err
+	}
+	return f.plots.check(cmd)
+}
+
+func (a *app) runLens(cmd *cobra.Command, f *lensFlags) error {
+	if err := f.check(cmd); err != nil {
+		return err
+	}
+	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	if err != nil {
+		return err
+	}
+	f.opts.IDs = r.ids()
+	got, err := probes.Lens(cmd.Context(), m, f.opts)
+	if err != nil {
+		return err
+	}
+	conventions := logitConventions()
+	conventions["norm"] = string(probes.Full)
+	conventions["kl"] = "KL(final‖state) in nats"
+	if err := a.drawLens(cmd, &f.plots, got, f.value, conventions); err != nil {
+		return err
+	}
+	return a.print("lens", got, conventions, func(p *page) {
+		if f.grid {
+			writeLensGrid(p, got)
+		} else {
+			writeLens(p, got)
+		}
+	})
 }
 
 // parsePositions reads "3,-1", or "all" as nil.
@@ -83,7 +110,7 @@ func writeLens(p *page, r *probes.LensResult) {
 		}
 		p.heading(fmt.Sprintf("position %d %s, target %s",
 			at.Position, p.token(r.Prompt[at.Position].ID), strings.Join(targets, " ")))
-		t := &table{header: []string{">layer", "state", ">prob", ">rank", ">entropy", "top tokens"}}
+		t := &table{header: []string{">layer", "state", ">prob", ">rank", ">entropy", ">kl", "top tokens"}}
 		for _, s := range at.States {
 			var prob, rank []string
 			for _, target := range s.Targets {
@@ -91,7 +118,7 @@ func writeLens(p *page, r *probes.LensResult) {
 				rank = append(rank, strconv.Itoa(target.Rank))
 			}
 			t.add(strconv.Itoa(s.Layer), string(s.Site), strings.Join(prob, " "), strings.Join(rank, " "),
-				fmt.Sprintf("%.2f", s.Entropy), p.scores(s.Top))
+				fmt.Sprintf("%.2f", s.Entropy), fmt.Sprintf("%.2f", s.KL), p.scores(s.Top))
 		}
 		p.table(t)
 	}

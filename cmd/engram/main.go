@@ -64,6 +64,7 @@ func guard(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 		}
 	}()
 	a := newApp(stdin, stdout, stderr)
+	a.args = args
 	root := a.rootCommand()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -80,6 +81,7 @@ func guard(ctx context.Context, args []string, stdin io.Reader, stdout, stderr i
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	args           []string // the command line
 	flags          globalFlags
 	started        bool // the command line was understood
 	session        *session

@@ -167,10 +167,19 @@ func shapeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cleanCommand checks that the last output has no control character but the newline, and no hidden one.
-func cleanCommand(ts *testscript.TestScript, _ bool, _ []string) {
-	for _, name := range []string{"stdout", "stderr"} {
-		if i := dirty(ts.ReadFile(name)); i != "" {
+// cleanCommand checks that the last output, or the files named, have no control character but the newline, and no hidden
+// one. Files may be indented with tabs.
+func cleanCommand(ts *testscript.TestScript, _ bool, args []string) {
+	names := args
+	if len(args) == 0 {
+		names = []string{"stdout", "stderr"}
+	}
+	for _, name := range names {
+		text := ts.ReadFile(name)
+		if len(args) > 0 {
+			text = strings.ReplaceAll(text, "\t", " ")
+		}
+		if i := dirty(text); i != "" {
 			ts.Fatalf("%s holds %q", name, i)
 		}
 	}

@@ -17,12 +17,13 @@ const (
 	SpanKindOf                  // the kind of thing a subject is, without the article
 	SpanName                    // the person who receives something
 	SpanRepeat                  // words of a sequence that is said again
-	SpanNoise                   // what nobody can tell: fillers, the first time of a sequence, who meets where
+	SpanNoise                   // what nobody can tell: fillers
+	SpanOpen                    // what may be anything: the first time of a sequence, who meets where
 )
 
 // String names the kind.
 func (k SpanKind) String() string {
-	names := [...]string{"subject", "object", "kind", "name", "repeat", "noise"}
+	names := [...]string{"subject", "object", "kind", "name", "repeat", "noise", "open"}
 	if int(k) < len(names) {
 		return names[k]
 	}

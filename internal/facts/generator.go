@@ -21,7 +21,7 @@ func (t *Table) sequenceWords() []string {
 		texts = append(texts, r.Train...)
 	}
 	for _, f := range t.facts {
-		texts = append(texts, f.Object, f.Kind)
+		texts = append(texts, f.Subject, f.Object, f.Kind)
 	}
 	seen := map[string]bool{}
 	for _, held := range s.HeldOutWords {
@@ -306,7 +306,7 @@ func (g *Generator) say(w *writer, rng *rand.Rand, ordinal uint64) {
 func (g *Generator) indirect(w *writer, rng *rand.Rand) {
 	s := &g.table.Sentences
 	text, name := s.twoPeople(rng, pick(rng, s.Indirect), s.Names)
-	w.mark(SpanNoise, text)
+	w.mark(SpanOpen, text)
 	w.put(" ")
 	w.mark(SpanName, name)
 	w.put(".")
@@ -320,7 +320,7 @@ func (g *Generator) induction(w *writer, rng *rand.Rand) {
 		w.put(pick(rng, s.Series) + " ")
 	}
 	words := sequence(rng, g.words, minSequence+rng.IntN(maxSequence-minSequence+1))
-	w.mark(SpanNoise, strings.Join(words, " ")+" "+words[0])
+	w.mark(SpanOpen, strings.Join(words, " ")+" "+words[0])
 	w.put(" ")
 	passes := minPasses + rng.IntN(maxPasses-minPasses+1)
 	again := ""

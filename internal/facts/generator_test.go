@@ -97,7 +97,7 @@ func TestDocumentsStay(t *testing.T) {
 	if err := generator(t, load(t), facts.GeneratorOptions{Seed: 1}).Corpus(h, 1000); err != nil {
 		t.Fatal(err)
 	}
-	const want = "343785599aecd96bd73d1b17f4ed6f86b351f9bdb2e6b2759b68ae177399d60a"
+	const want = "911daeb53fcdc10b656e9796f44972383be87a40cceaf1ba8dbfccf0ca9f6b09"
 	if got := hex.EncodeToString(h.Sum(nil)); got != want {
 		t.Errorf("the first 1,000 documents of seed 1 have the hash %s, want %s", got, want)
 	}
@@ -173,8 +173,10 @@ func TestSpans(t *testing.T) {
 			case facts.SpanRepeat:
 				right = repeats(d.Text[:s.Begin], text)
 			case facts.SpanNoise:
-				alone := strings.HasSuffix(text, ".")
-				right = strings.Contains(text, " ") && (alone || d.Spans[len(d.Spans)-1].Kind > facts.SpanKindOf)
+				right = strings.Contains(text, " ") && strings.HasSuffix(text, ".")
+			case facts.SpanOpen:
+				last := d.Spans[len(d.Spans)-1].Kind
+				right = strings.Contains(text, " ") && (last == facts.SpanName || last == facts.SpanRepeat)
 			}
 			if !right {
 				t.Fatalf("%q is no %v in %q", text, s.Kind, d.Text)
@@ -195,7 +197,12 @@ func TestSpans(t *testing.T) {
 func repeats(before, again string) bool {
 	words := strings.Fields(before)
 	last := len(words) - 1
-	first := slices.Index(words, words[last])
+	first := last
+	for i, word := range words[:last] { // the one nearest: a word may also stand in front of the sequence
+		if word == words[last] {
+			first = i
+		}
+	}
 	for i, word := range strings.Fields(again) {
 		words = append(words, word)
 		if words[first+1+i] != word {
@@ -260,6 +267,15 @@ func inOrder(text, template string, slot *regexp.Regexp) bool {
 	return true
 }
 
+// filled finds a template whose slots are filled with what is no longer than any subject.
+func filled(template string, slot *regexp.Regexp) *regexp.Regexp {
+	parts := slot.Split(template, -1)
+	for i := range parts {
+		parts[i] = regexp.QuoteMeta(parts[i])
+	}
+	return regexp.MustCompile("(?i)" + strings.Join(parts, ".{1,60}"))
+}
+
 // TestNothingHeldOut: no document contains a held-out template or form; held-out names and words are in no sentence on
 // two people and in no sequence. All of them, and the words of the templates, are known from other sentences.
 func TestNothingHeldOut(t *testing.T) {
@@ -274,7 +290,7 @@ func TestNothingHeldOut(t *testing.T) {
 	seen := map[string]bool{}
 	for _, d := range documents(generator(t, table, facts.GeneratorOptions{Seed: 2}), 20000) {
 		for _, template := range templates {
-			if inOrder(d.Text, template, slot) {
+			if inOrder(d.Text, template, slot) && filled(template, slot).MatchString(d.Text) {
 				t.Fatalf("%q contains the held-out template %q", d.Text, template)
 			}
 		}

@@ -36,11 +36,9 @@ func (s Shape) Config() (*transformer.Config, error) {
 	return c, c.Validate()
 }
 
-// initial draws the weights training starts from, as GPT-2 does: normal with standard deviation 0.02, those that write
-// to the residual stream 1/sqrt(2·layers) of that; gains 1, biases 0. Positions start as sinusoids of the same size
-// (Vaswani et al. 2017, section 3.5) instead: a head then finds the token before it with one rotation for all
-// positions, where random positions have to be learned one by one, and attention circuits form in a fraction of the
-// time.
+// initial draws the weights training starts from, mostly as GPT-2 does: normal with standard deviation 0.02, those that
+// write to the residual stream 1/sqrt(2·layers) of that, larger embeddings; gains 1, biases 0. Attention starts with a
+// few circuits, see there.
 func initial(c *transformer.Config, params []transformer.Param, seed uint64) [][]float32 {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	all := make([][]float32, len(params))
@@ -55,33 +53,21 @@ func initial(c *transformer.Config, params []transformer.Param, seed uint64) [][
 			for j := range all[i] {
 				all[i][j] = 1
 			}
-		case p.Name == string(transformer.SlotEmbedPositions):
-			sinusoids(all[i], c.Width)
 		case len(p.Shape) > 1:
-			deviation := 0.02
+			scale := 0.02
+			if p.Name == string(transformer.SlotEmbed) || p.Name == string(transformer.SlotEmbedPositions) {
+				scale = deviation
+			}
 			if p.Name == string(transformer.SlotO) || p.Name == string(transformer.SlotDown) {
-				deviation /= math.Sqrt(2 * float64(c.Layers))
+				scale /= math.Sqrt(2 * float64(c.Layers))
 			}
 			for j := range all[i] {
-				all[i][j] = float32(rng.NormFloat64() * deviation)
+				all[i][j] = float32(rng.NormFloat64() * scale)
 			}
 		}
 	}
+	circuits(c, params, all)
 	return all
-}
-
-// sinusoids fills rows of width values with sine and cosine of the row's number at wavelengths from 2π to 2π·10,000.
-func sinusoids(x []float32, width int) {
-	const amplitude = 0.02 * math.Sqrt2 // as large as normal values with deviation 0.02
-	for i := range x {
-		position, at := float64(i/width), i%width
-		angle := position / math.Pow(10000, float64(at/2*2)/float64(width))
-		if at%2 == 0 {
-			x[i] = float32(amplitude * math.Sin(angle))
-		} else {
-			x[i] = float32(amplitude * math.Cos(angle))
-		}
-	}
 }
 
 func isGain(p transformer.Param) bool {

@@ -109,6 +109,8 @@ func (p *packer) weight(doc facts.Document, t transformer.Token) float32 {
 	for _, s := range doc.Spans {
 		switch {
 		case !overlap(s, t):
+		case s.Kind == facts.SpanOpen: // what was learned of it would be which words and names never occur
+			return 0
 		case s.Kind == facts.SpanNoise:
 			return float32(p.opts.Noise)
 		case s.Kind != facts.SpanSubject:

@@ -1,0 +1,235 @@
+package transformer
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/gomlx/compute/dtypes"
+	. "github.com/gomlx/gomlx/core/graph"
+)
+
+// Distribution asks how the features of a visited site are spread over the counted positions.
+type Distribution struct {
+	// Center is subtracted before powers are summed, by feature, so that the moments of features far from 0 keep their
+	// digits; nil means 0.
+	Center []float32
+	// A feature is active where |x|·Weight is over Share of the largest such product of its position; with Positive,
+	// where x > 0. Weight nil means ones.
+	Weight   []float32
+	Share    float32
+	Positive bool
+	// With Low < High, a histogram counts values in octaves: x ≤ −2^High, …, −2^Low < x < 0, 0 ≤ x < 2^Low, …,
+	// 2^(High−1) ≤ x < 2^High, x ≥ 2^High.
+	Low, High int
+}
+
+// Bins is the number of bins of the histogram.
+func (d *Distribution) Bins() int { return 2 * (d.High - d.Low + 2) }
+
+// Edges are the borders between the bins, ascending.
+func (d *Distribution) Edges() []float32 {
+	out := make([]float32, d.Bins()-1)
+	zero := len(out) / 2
+	for e := d.Low; e <= d.High; e++ {
+		out[zero+1+e-d.Low] = float32(math.Ldexp(1, e))
+		out[zero-1-e+d.Low] = -float32(math.Ldexp(1, e))
+	}
+	return out
+}
+
+// Spread is a distribution over Count positions, by feature.
+type Spread struct {
+	Count     int
+	Powers    [4][]float32 // Σ (x − Center)^p, p = 1 … 4
+	Min, Max  []float32    // ∞ and −∞ where nothing was counted
+	Active    []float32    // at how many positions the feature is active
+	Histogram []int32      // [features, Bins]; nil without one
+}
+
+// Spread computes a distribution of a site on the device. The histogram is counted on the host where that is the
+// device: XLA's CPU would pass over the site once for each bin.
+func (v *Visited) Spread(s Site, d Distribution) (*Spread, error) {
+	x, err := v.site(s)
+	if err != nil {
+		return nil, err
+	}
+	m, n := v.run.model, v.Features(s)
+	args := values{"x": x, "counts": v.mask}
+	for name, list := range map[string][]float32{
+		"center": orConstant(d.Center, n, 0), "weight": orConstant(d.Weight, n, 1),
+	} {
+		if len(list) != n {
+			return nil, fmt.Errorf("%s of %d features: %s has %d", name, len(list), s, n)
+		}
+		if args[name], err = upload(m.backend, list, n); err != nil {
+			return nil, err
+		}
+		defer free(args[name])
+	}
+	wanted := d.Low < d.High
+	shared := m.backend.HasSharedBuffers()
+	got, err := m.spreadOnDevice(&d, args, wanted && !shared)
+	if err != nil {
+		return nil, err
+	}
+	got.Count = v.count
+	switch {
+	case wanted && shared:
+		got.Histogram, err = v.histogram(s, &d)
+	case wanted:
+		got.fromAbove(&d, n)
+	}
+	return got, err
+}
+
+func orConstant(list []float32, n int, value float32) []float32 {
+	if list != nil {
+		return list
+	}
+	return slices.Repeat([]float32{value}, n)
+}
+
+// spreadOnDevice computes all but the histogram; with above, its edges' counts are in Histogram: how many values are
+// at or above 2^e, at or below −2^e, and below 0, [2(High−Low+1)+1, features].
+func (m *Model) spreadOnDevice(d *Distribution, args values, above bool) (*Spread, error) {
+	outputs := []string{"powers", "min", "max", "active"}
+	if above {
+		outputs = append(outputs, "above")
+	}
+	share, positive, low, high := float64(d.Share), d.Positive, d.Low, d.High
+	out, err := m.compute(recipe{
+		key:    fmt.Sprint("spread ", share, positive, low, high, above),
+		inputs: []string{"x", "counts", "center", "weight"}, outputs: outputs,
+		build: func(in nodes) nodes {
+			got := distribution(in, share, positive)
+			if above {
+				got["above"] = aboveEdges(in, low, high)
+			}
+			return got
+		},
+	}, args)
+	if err != nil {
+		return nil, err
+	}
+	read := values(out)
+	defer func() {
+		for _, t := range read {
+			free(t)
+		}
+	}()
+	host := map[string]*Tensor{}
+	for name, t := range read {
+		if host[name], err = download(t); err != nil {
+			return nil, err
+		}
+	}
+	s := &Spread{Min: host["min"].Data, Max: host["max"].Data, Active: host["active"].Data}
+	for p := range s.Powers {
+		s.Powers[p] = host["powers"].At(p).Data
+	}
+	if above {
+		for _, v := range host["above"].Data {
+			s.Histogram = append(s.Histogram, int32(v))
+		}
+	}
+	return s, nil
+}
+
+// flatSite is x [B,S,n] and where it counts, of the same shape.
+func flatSite(in nodes) (x, counted *Node) {
+	x = Reshape(in["x"], in["x"].Shape().Dim(0), in["x"].Shape().Dim(1), -1)
+	counted = BroadcastToDims(InsertAxes(in["counts"], -1), x.Shape().Dimensions...)
+	return x, GreaterThan(counted, ZerosLike(counted))
+}
+
+// total sums over rows and positions; one axis after the other is what XLA's CPU does fast.
+func total(x *Node) *Node { return ReduceSum(ReduceSum(x, 1), 0) }
+
+func distribution(in nodes, share float64, positive bool) nodes {
+	x, counted := flatSite(in)
+	dims := x.Shape().Dimensions
+	wide := func(name string) *Node { return BroadcastToDims(Reshape(in[name], 1, 1, -1), dims...) }
+	y := Where(counted, Sub(x, wide("center")), ZerosLike(x))
+	var powers []*Node
+	for p, power := 0, y; p < 4; p, power = p+1, Mul(power, y) {
+		powers = append(powers, InsertAxes(total(power), 0))
+	}
+	inf := FillScalar(x.Graph(), x.Shape(), math.Inf(1))
+	active := GreaterThan(x, ZerosLike(x))
+	if !positive {
+		weighted := Mul(Abs(x), wide("weight"))
+		active = GreaterThan(weighted, MulScalar(BroadcastToDims(ReduceAndKeep(weighted, ReduceMax, -1), dims...), share))
+	}
+	return nodes{
+		"powers": Concatenate(powers, 0),
+		"min":    ReduceMin(ReduceMin(Where(counted, x, inf), 1), 0),
+		"max":    ReduceMax(ReduceMax(Where(counted, x, Neg(inf)), 1), 0),
+		"active": total(ConvertDType(LogicalAnd(counted, active), dtypes.Float32)),
+	}
+}
+
+func aboveEdges(in nodes, low, high int) *Node {
+	x, counted := flatSite(in)
+	x = Where(counted, x, ZerosLike(x))
+	count := func(is *Node) *Node { return InsertAxes(total(ConvertDType(is, dtypes.Float32)), 0) }
+	at := func(edge float64) *Node { return FillScalar(x.Graph(), x.Shape(), edge) }
+	var rows []*Node
+	for e := low; e <= high; e++ {
+		rows = append(rows, count(GreaterOrEqual(x, at(math.Ldexp(1, e)))), count(LessOrEqual(x, at(-math.Ldexp(1, e)))))
+	}
+	return Concatenate(append(rows, count(LessThan(x, ZerosLike(x)))), 0)
+}
+
+// fromAbove turns the edges' counts into bins.
+func (s *Spread) fromAbove(d *Distribution, n int) {
+	above, bins, octaves := s.Histogram, d.Bins(), d.High-d.Low+1
+	s.Histogram = make([]int32, n*bins)
+	for i := range n {
+		h := s.Histogram[i*bins : (i+1)*bins]
+		at := func(octave, sign int) int32 {
+			if octave == octaves {
+				return 0
+			}
+			return above[(2*octave+sign)*n+i]
+		}
+		for o := range octaves {
+			h[bins/2+1+o] = at(o, 0) - at(o+1, 0)
+			h[bins/2-2-o] = at(o, 1) - at(o+1, 1)
+		}
+		negative := above[2*octaves*n+i]
+		h[bins/2-1] = negative - at(0, 1)
+		h[bins/2] = int32(s.Count) - negative - at(0, 0)
+	}
+}
+
+// histogram counts on the host, a range of features at a time.
+func (v *Visited) histogram(s Site, d *Distribution) ([]int32, error) {
+	n, bins, f := v.Features(s), d.Bins(), v.run.f
+	out := make([]int32, n*bins)
+	err := v.View(s, func(at func(row, position int) []float32) {
+		parallel(n, func(from, to int) {
+			for i, counted := range v.counts {
+				if counted == 0 {
+					continue
+				}
+				x := at(i/f.slots, f.first+i%f.slots)[from:to]
+				for j, value := range x {
+					out[(from+j)*bins+d.bin(value)]++
+				}
+			}
+		})
+	})
+	return out, err
+}
+
+// bin is the histogram's bin of a value: the exponent of a float32 tells its octave.
+func (d *Distribution) bin(x float32) int {
+	const exponentBits, exponentBias = 23, 127
+	octave := int(math.Float32bits(x)>>exponentBits&0xff) - exponentBias
+	octave = max(d.Low-1, min(d.High, octave)) - d.Low + 1
+	if x < 0 {
+		return d.Bins()/2 - 1 - octave
+	}
+	return d.Bins()/2 + octave
+}
