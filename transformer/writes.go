@@ -22,7 +22,7 @@ type Writes struct {
 
 	m     *Model
 	rows  int
-	work  int // elements of products that one call may hold; 0 means overlapWork
+	work  int               // elements of products that one call may hold; 0 means overlapWork
 	owned []*tensors.Tensor // the first one holds the vectors, [rows,d]
 }
 
@@ -30,8 +30,8 @@ type Writes struct {
 var ErrWrites = errors.New("no vectors")
 
 // HeadWrites are v[j]·W_O[h] for every head h and source j of one row of a run that captured Value, in PostNorm models
-// ResidPre too: row h·T + j, T being Slots. Σ_hj pattern[h,i,j]·Scale[i]·vector[h,j] and the biases behind the heads are
-// what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them when
+// ResidPre too: row h·T + j, T being Slots. Σ_hj pattern[h,i,j]·Scale[i]·vector[h,j] and the biases behind the heads
+// are what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them when
 // its statistic is 1: centred if it is a LayerNorm, times the gain. With withoutBias set, values are taken without
 // their bias.
 func (m *Model) HeadWrites(r *Run, row, layer int, withoutBias bool) (*Writes, error) {
@@ -211,8 +211,8 @@ func (w *Writes) Close() {
 }
 
 // overlapWork is how many elements of products one call may hold: 16 MiB, which stay in the processor's cache. On two
-// cores, 12·64 vectors of width 768: 5 to 6·10⁹ elements a second; four times slower when a reduction over the last axis
-// takes the place of the product with ones, which XLA's CPU does not vectorise.
+// cores, 12·64 vectors of width 768: 5 to 6·10⁹ elements a second; four times slower when a reduction over the last
+// axis takes the place of the product with ones, which XLA's CPU does not vectorise.
 const overlapWork = 4 << 20
 
 // Overlap compares multiples of every vector with targets: for target y [d] and z = a·w + shift, a the coefficient of
@@ -230,7 +230,8 @@ func (w *Writes) Overlap(ctx context.Context, coefs, targets *Tensor, shift floa
 		return nil, fmt.Errorf("%w: they are closed", ErrWrites)
 	}
 	if len(coefs.Data) != n*w.rows || len(targets.Data) != n*d {
-		return nil, fmt.Errorf("%w: coefficients %v and targets %v for %d vectors", ErrWrites, coefs.Shape, targets.Shape, w.rows)
+		return nil, fmt.Errorf("%w: coefficients %v and targets %v for %d vectors",
+			ErrWrites, coefs.Shape, targets.Shape, w.rows)
 	}
 	each, piece := w.sizes()
 	out := NewTensor(n, w.rows)

@@ -13,6 +13,7 @@ import (
 	"github.com/engram-go/engram/internal/display"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
+	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -86,12 +87,13 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
 		return exitRefused
-	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
+	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm,
+		routes.ErrNode, routes.ErrParts):
 		return exitInput
 	}
 	return exitFailed
@@ -124,7 +126,7 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrEmptyPrompt):
 		return "give some text with --prompt, or token ids with --ids"
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
-		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron):
+		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, routes.ErrNode):
 		return "engram inspect shows the model's sizes"
 	}
 	return ""

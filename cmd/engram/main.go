@@ -136,7 +136,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{withHint(err, seeHelp(cmd))} })
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
-		a.memoriesCommand(), a.activationsCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(),
+		a.memoriesCommand(), a.activationsCommand(), a.routesCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(),
 		a.versionCommand(),
 	)
 	return root
