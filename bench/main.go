@@ -36,7 +36,8 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this; loading: memory and start-up instead")
+	only := flag.String("only", "",
+		"jobs whose name contains this; instead of these, loading: memory and start-up, index: an index")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
@@ -70,8 +71,11 @@ func bench(dir, name string, threads, rounds int, only string) error {
 	if err != nil {
 		return err
 	}
-	if only == "loading" {
+	switch only {
+	case "loading":
 		return loading(filepath.Join(dir, "gpt2-4gib"))
+	case "index":
+		return index(be, filepath.Join(dir, "gpt2-medium"), threads)
 	}
 	if err := compareAll(be, filepath.Join(dir, "gpt2-small"), &small, jobs(), threads, rounds, only); err != nil {
 		return err

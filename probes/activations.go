@@ -20,6 +20,8 @@ type ActivationsOptions struct {
 	Layers []int // for sites of blocks, gradients among them; nil means all
 	// Grad, two token ids a and b, asks for the gradients of Σ_rows logit[a] − logit[b] at each row's last position.
 	Grad []int
+
+	Interventions Interventions
 }
 
 // ActivationsResult is a run's activations, on the device until they are written. Close it.
@@ -71,7 +73,7 @@ func Activations(ctx context.Context, m *transformer.Model, opts ActivationsOpti
 			out.Close()
 		}
 	}()
-	if out.run, err = m.Run(ctx, opts.IDs, capture); err != nil {
+	if out.run, err = changedRun(ctx, m, opts.IDs, capture, &opts.Interventions); err != nil {
 		return nil, err
 	}
 	if opts.Grad != nil {

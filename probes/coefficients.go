@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"math"
 	"slices"
 
 	"github.com/engram-go/engram/transformer"
@@ -12,18 +13,21 @@ type subUpdate struct {
 	coef, norm float64
 }
 
+// score is |m|·‖v‖.
+func (s subUpdate) score() float64 { return math.Abs(s.coef) * s.norm }
+
 // coefficients give the sub-updates of one layer of a run.
 type coefficients struct {
 	m      *transformer.Model
 	layer  int
-	coef   *transformer.Tensor // [1,T,D], or [1,T,K,D] with experts
+	coef   *transformer.Tensor // [B,T,D], or [B,T,K,D] with experts
 	values *transformer.Tensor // [D,d]; nil with experts, whose values are read when chosen
 
-	experts, weights *transformer.Tensor // [1,T,K]
+	experts, weights *transformer.Tensor // [B,T,K]
 
-	gain, bias []float32 // of the norm behind the FFN, nil without one; of the down projection, nil without
-	norms      []float64 // ‖v‖ by memory, where no norm follows
-	scales     map[int]float64
+	gain, bias []float32          // of the norm behind the FFN, nil without one; of the down projection, nil without
+	norms      []float64          // ‖v‖ by memory, where no norm follows
+	scales     map[[2]int]float64 // by row and position
 }
 
 func newCoefficients(m *transformer.Model, run *transformer.Run, layer int) (*coefficients, error) {
@@ -59,12 +63,12 @@ func newCoefficients(m *transformer.Model, run *transformer.Run, layer int) (*co
 	return c, err
 }
 
-// at lists the sub-updates at a position by ascending index.
-func (c *coefficients) at(position int) ([]subUpdate, error) {
+// at lists the sub-updates at a position of a row by ascending index.
+func (c *coefficients) at(row, position int) ([]subUpdate, error) {
 	if c.experts != nil {
-		return c.ofExperts(position)
+		return c.ofExperts(row, position)
 	}
-	coef := c.coef.At(0, position).Data
+	coef := c.coef.At(row, position).Data
 	out := make([]subUpdate, len(coef))
 	for i, m := range coef {
 		out[i] = subUpdate{i, float64(m), 0}
@@ -73,7 +77,7 @@ func (c *coefficients) at(position int) ([]subUpdate, error) {
 		}
 	}
 	if c.norms == nil {
-		scale := c.scale(position)
+		scale := c.scale(row, position)
 		v := make([]float32, c.m.Config.Width)
 		for i := range out {
 			c.effective(v, c.values.At(i).Data, scale)
@@ -83,12 +87,12 @@ func (c *coefficients) at(position int) ([]subUpdate, error) {
 	return out, nil
 }
 
-func (c *coefficients) ofExperts(position int) ([]subUpdate, error) {
+func (c *coefficients) ofExperts(row, position int) ([]subUpdate, error) {
 	hidden := c.m.Config.FFN.ExpertHidden
 	var out []subUpdate
-	for k, weight := range c.weights.At(0, position).Data {
-		expert := int(c.experts.At(0, position).Data[k])
-		for i, m := range c.coef.At(0, position, k).Data {
+	for k, weight := range c.weights.At(row, position).Data {
+		expert := int(c.experts.At(row, position).Data[k])
+		for i, m := range c.coef.At(row, position, k).Data {
 			index := expert*hidden + i
 			v, err := c.m.Value(transformer.Neuron{Layer: c.layer, Index: index})
 			if err != nil {
@@ -102,25 +106,28 @@ func (c *coefficients) ofExperts(position int) ([]subUpdate, error) {
 }
 
 // value is a memory's effective value at a position, in memory of its own.
-func (c *coefficients) value(index, position int) ([]float32, error) {
-	v, err := c.m.Value(transformer.Neuron{Layer: c.layer, Index: index})
-	if err != nil || c.gain == nil {
-		return v, err
+func (c *coefficients) value(index, row, position int) ([]float32, error) {
+	if c.values == nil {
+		return c.m.Value(transformer.Neuron{Layer: c.layer, Index: index})
 	}
-	c.effective(v, v, c.scale(position))
+	v := append([]float32(nil), c.values.At(index).Data...)
+	if c.gain != nil {
+		c.effective(v, v, c.scale(row, position))
+	}
 	return v, nil
 }
 
 // scale is one over the statistic of the norm behind the FFN at a position: of f = Σ m·v + b.
-func (c *coefficients) scale(position int) float64 {
-	if s, known := c.scales[position]; known {
+func (c *coefficients) scale(row, position int) float64 {
+	at := [2]int{row, position}
+	if s, known := c.scales[at]; known {
 		return s
 	}
 	f := make([]float64, c.m.Config.Width)
 	for i, b := range c.bias {
 		f[i] = float64(b)
 	}
-	for i, m := range c.coef.At(0, position).Data {
+	for i, m := range c.coef.At(row, position).Data {
 		for j, v := range c.values.At(i).Data {
 			f[j] += float64(m) * float64(v)
 		}
@@ -136,10 +143,10 @@ func (c *coefficients) scale(position int) float64 {
 		x[i] = float32(v - center)
 	}
 	if c.scales == nil {
-		c.scales = map[int]float64{}
+		c.scales = map[[2]int]float64{}
 	}
-	c.scales[position] = 1 / rms(x, c.m.Config.Norm.Epsilon)
-	return c.scales[position]
+	c.scales[at] = 1 / rms(x, c.m.Config.Norm.Epsilon)
+	return c.scales[at]
 }
 
 // effective writes g ⊙ v·scale, with LayerNorm g ⊙ (v − mean v)·scale, to dst, which may be v.

@@ -16,6 +16,8 @@ type PredictOptions struct {
 	Position *int
 	Top      int   // tokens to list; 0 means 10
 	Targets  []int // tokens whose probability and rank to give
+
+	Interventions Interventions
 }
 
 // PredictResult is what a model predicts, by row.
@@ -51,7 +53,7 @@ func Predict(ctx context.Context, m *transformer.Model, opts PredictOptions) (*P
 			capture.Positions = slices.Compact(slices.Sorted(slices.Values(at)))
 		}
 	}
-	run, err := m.Run(ctx, opts.IDs, capture)
+	run, err := changedRun(ctx, m, opts.IDs, capture, &opts.Interventions)
 	if err != nil {
 		return nil, err
 	}

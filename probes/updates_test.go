@@ -113,16 +113,25 @@ func TestUpdatesEqualTheReference(t *testing.T) {
 			t.Run(family, func(t *testing.T) {
 				m := open(t, be, filepath.Join(dir, family))
 				ref := openFile(t, filepath.Join(dir, family, "golden_ffn.safetensors"))
-				opts := probes.UpdatesOptions{IDs: ref.ids("prompt.ids"), Top: 10}
+				opts := probes.UpdatesOptions{IDs: ref.ids("prompt.ids"), Top: m.Config.Memories(0)}
 				r, err := probes.Updates(t.Context(), m, opts)
 				if err != nil {
 					t.Fatal(err)
 				}
 				dom, coef, score := ref.rows("sub.dom10"), ref.rows("sub.coef"), ref.rows("sub.score")
 				_, share := ref.floats("sub.dom10_share")
+				raw, cached := ref.rows("sub.delta.raw"), ref.rows("sub.delta.cached")
 				for l, got := range r.Positions[0].Layers {
 					sum := 0.0
-					for k, u := range got.Updates {
+					for _, u := range got.Updates {
+						n, err := transformer.ParseNeuron(u.Neuron)
+						if err != nil {
+							t.Fatal(err)
+						}
+						near(t, u.Neuron+" raw effect", u.Effects[0].Raw, raw[l][n.Index], 1e-5)
+						near(t, u.Neuron+" cached effect", *u.Effects[0].Cached, cached[l][n.Index], 1e-5)
+					}
+					for k, u := range got.Updates[:10] {
 						want := int(dom[l][k])
 						if u.Neuron != (transformer.Neuron{Layer: l, Index: want}).String() {
 							t.Errorf("layer %d, place %d is %s, want %d", l, k, u.Neuron, want)
@@ -132,6 +141,8 @@ func TestUpdatesEqualTheReference(t *testing.T) {
 						sum += u.Share
 					}
 					near(t, fmt.Sprintf("share of layer %d", l), sum, share[l], 1e-5)
+					near(t, fmt.Sprintf("dominant share of layer %d", l), got.Dominant.Share, share[l], 1e-5)
+					near(t, "baseline", got.Dominant.Baseline, 10/float64(len(coef[l])), 1e-9)
 				}
 			})
 		}
@@ -211,6 +222,103 @@ func addUp(t *testing.T, m *transformer.Model) {
 	}
 }
 
+// TestUpdatesShowTheLens: what stands around each FFN is what the lens reads there.
+func TestUpdatesShowTheLens(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	ids := []int{1, 403, 407, 261}
+	r, err := probes.Updates(t.Context(), m, probes.UpdatesOptions{IDs: ids, Positions: []int{1, -1}, Layers: []int{3, 0}, States: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lens, err := probes.Lens(t.Context(), m, probes.LensOptions{IDs: ids, Positions: []int{1, 3}, Top: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, at := range r.Positions {
+		states := lens.Positions[i].States
+		if at.Targets[0].ID != states[10].Top[0].ID {
+			t.Errorf("position %d: target %+v, the model predicts %+v", at.Position, at.Targets, states[10].Top[0])
+		}
+		for _, l := range at.Layers {
+			var want [3][]probes.TokenScore
+			for _, s := range states {
+				switch {
+				case s.Layer == l.Layer && s.Site == transformer.ResidMid:
+					want[1] = s.Top
+				case s.Layer == l.Layer && s.Site == transformer.ResidPost:
+					want[2] = s.Top
+				case s.Layer == l.Layer && s.Site == transformer.ResidPre, s.Layer == l.Layer-1 && s.Site == transformer.ResidPost:
+					want[0] = s.Top
+				}
+			}
+			if got := [3][]probes.TokenScore{l.Entering, l.Before, l.After}; fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("layer %d: %v, the lens reads %v", l.Layer, got, want)
+			}
+		}
+	}
+}
+
+// TestEffectsAddUp: the raw effects of a layer's sub-updates add up to that of what the FFN adds, without its bias.
+func TestEffectsAddUp(t *testing.T) {
+	be := backendtest.Open(t, "go")
+	ids := []int{3, 17, 5, 40, 9}
+	for _, family := range []string{"gpt2", "llama", "gemma2", "olmo2"} {
+		t.Run(family, func(t *testing.T) {
+			m := open(t, be, golden(family))
+			c := m.Config
+			run, err := m.Run(t.Context(), [][]int{ids}, transformer.Capture{Sites: append(probes.UpdatesSites(c), transformer.FFNOut)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer run.Close()
+			opts := probes.UpdatesOptions{IDs: ids, Targets: []int{7, 11}, Run: run}
+			for l := range c.Layers {
+				opts.Top = max(opts.Top, c.Memories(l))
+			}
+			r, err := probes.Updates(t.Context(), m, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for l, layer := range r.Positions[0].Layers {
+				x, err := run.Tensor(transformer.FFNOut, l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := x.At(0, 4).Data
+				bias, err := m.Vector(transformer.SlotDown.Bias(), l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				near(t, "length of the bias", layer.Bias, norm(bias), 1e-5)
+				for i, id := range opts.Targets {
+					e, err := m.Unembedding(id)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want, got := dot32(e, f), 0.0
+					if bias != nil {
+						want -= dot32(e, bias)
+					}
+					for _, u := range layer.Updates {
+						got += u.Effects[i].Raw
+					}
+					near(t, fmt.Sprintf("layer %d: raw effect on %d", l, id), got, want, 1e-5)
+				}
+			}
+		})
+	}
+}
+
+func dot32(a, b []float32) float64 {
+	sum := 0.0
+	for i := range a {
+		sum += float64(a[i]) * float64(b[i])
+	}
+	return sum
+}
+
+func norm(a []float32) float64 { return math.Sqrt(dot32(a, a)) }
+
 func TestUpdatesRefuse(t *testing.T) {
 	be := backendtest.Open(t, "go")
 	m := open(t, be, golden("gpt2"))
@@ -223,6 +331,7 @@ func TestUpdatesRefuse(t *testing.T) {
 		{probes.UpdatesOptions{IDs: []int{1}, Layers: []int{99}}, probes.ErrLayer},
 		{probes.UpdatesOptions{IDs: []int{1}, Positions: []int{1}}, probes.ErrPosition},
 		{probes.UpdatesOptions{IDs: []int{1}, Norm: probes.Full}, probes.ErrNorm},
+		{probes.UpdatesOptions{IDs: []int{1}, Targets: []int{-1}}, transformer.ErrTokenRange},
 		{probes.UpdatesOptions{IDs: []int{1}, Norm: "x"}, probes.ErrNorm},
 	} {
 		if _, err := probes.Updates(t.Context(), m, c.opts); !errors.Is(err, c.want) {

@@ -14,7 +14,8 @@ import (
 // SaveWeights writes the shares of all parts of all merge points, no threshold applied, as float32 tensors: attn.<l>
 // [H,T,T] (row = destination, 0 above the diagonal of causal models), resid_attn.<l>, bias_attn.<l>, ffn.<l> and
 // resid_ffn.<l> [T]; bias_v.<l> and bias_ffn.<l> where they are parts of their own. In parallel blocks all are shares
-// of one merge point and there is no resid_ffn. An existing file is an error that wraps fs.ErrExist unless replace is set.
+// of one merge point and there is no resid_ffn. An existing file is an error that wraps fs.ErrExist unless replace is
+// set.
 func (p *Parts) SaveWeights(ctx context.Context, path string, replace bool, meta map[string]string) error {
 	var items []safetensors.Item
 	for l := range p.Model.Config.Layers {

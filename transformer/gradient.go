@@ -83,13 +83,41 @@ var ErrGradient = errors.New("no gradient")
 // Gradient differentiates an objective of the logits, block by block from the top, through the cut points that a run
 // with Capture.Cuts kept. A resumed run is differentiated over its quadrant: what lies before it is constant.
 func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts GradientOptions) (*Gradients, error) {
+	if of == nil {
+		return nil, fmt.Errorf("%w: no objective", ErrGradient)
+	}
+	return m.gradient(ctx, r, opts, func(g *Gradients) (*tensors.Tensor, error) {
+		return m.backHead(r, of, opts.Position, g)
+	})
+}
+
+// GradientFrom differentiates Σ v·x, where x [rows, positions, d] is the residual stream after the last block: with a
+// single 1 in v it gives a row of the Jacobian of x by what stood at a site. Everything else is as in Gradient;
+// Position is ignored.
+func (m *Model) GradientFrom(ctx context.Context, r *Run, v *Tensor, opts GradientOptions) (*Gradients, error) {
+	return m.gradient(ctx, r, opts, func(*Gradients) (*tensors.Tensor, error) {
+		want := []int{r.Rows(), r.f.total - r.f.first, m.Config.Width}
+		if !slices.Equal(v.Shape, want) {
+			return nil, fmt.Errorf("%w from a cotangent of shape %v, want %v", ErrGradient, v.Shape, want)
+		}
+		out := NewTensor(r.f.rows, r.f.slots, m.Config.Width)
+		for row, ids := range r.IDs {
+			for p := r.f.begin(row); p < len(ids); p++ {
+				copy(out.Data[r.f.index(row, p)*m.Config.Width:][:m.Config.Width], v.At(row, p-r.f.first).Data)
+			}
+		}
+		return upload(m.backend, out.Data, out.Shape...)
+	})
+}
+
+// gradient takes the cotangent of the residual stream after the last block, in bucket shape, down the layers.
+func (m *Model) gradient(
+	ctx context.Context, r *Run, opts GradientOptions, top func(*Gradients) (*tensors.Tensor, error),
+) (*Gradients, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r == nil || r.model != m || !r.capture.Cuts || r.states == nil {
 		return nil, fmt.Errorf("%w: the run was not made by this model with Capture.Cuts, or is closed", ErrGradient)
-	}
-	if of == nil {
-		return nil, fmt.Errorf("%w: no objective", ErrGradient)
 	}
 	for _, s := range opts.Sites {
 		if !s.InBlock() || s == RouterIndices {
@@ -106,7 +134,7 @@ func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts Gradien
 	out := m.newRun(r.IDs, keep, nil, r.f)
 	out.from = r.from
 	g := &Gradients{run: out}
-	v, err := m.backHead(r, of, opts.Position, g)
+	v, err := top(g)
 	if err != nil {
 		return nil, err
 	}

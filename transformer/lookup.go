@@ -27,5 +27,27 @@ func (m *Model) Vector(s Slot, layer int) ([]float32, error) {
 	return out, nil
 }
 
+// Unembedding is the row of the unembedding that a token's logit is the product with, [EmbedWidth], as the checkpoint
+// stores it.
+func (m *Model) Unembedding(id int) ([]float32, error) {
+	if id < 0 || id >= m.Config.Vocab {
+		return nil, fmt.Errorf("%w: %d, the vocabulary has %d", ErrTokenRange, id, m.Config.Vocab)
+	}
+	p := m.weights.bind[Place{SlotUnembed, -1}][0]
+	raw, err := m.weights.src.Tensor(p.Tensor)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]float32, m.Config.EmbedWidth)
+	if !p.InOut {
+		widenTo(out, raw, id*m.Config.EmbedWidth)
+		return out, nil
+	}
+	for i := range out {
+		widenTo(out[i:i+1], raw, i*m.Config.Vocab+id)
+	}
+	return out, nil
+}
+
 // ReadLogits reduces the logits of one state, as Readout does for states.
 func ReadLogits(logits []float32, opts ReadoutOptions) Readout { return readRow(logits, &opts) }

@@ -2,6 +2,7 @@ package transformer_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,37 @@ func TestVectorIsTheFiles(t *testing.T) {
 	}
 	if _, err := m.Vector(transformer.SlotDown, 0); err == nil {
 		t.Error("a matrix is no vector, and no error came")
+	}
+}
+
+// TestUnembeddingMakesTheLogits: in tied and untied models, a state's product with a token's row is its raw logit.
+func TestUnembeddingMakesTheLogits(t *testing.T) {
+	for _, name := range []string{"gpt2", "llama", "bert"} {
+		m, err := loader.Open(t.Context(), filepath.Join("..", "testdata", "goldens", name), loader.Options{Backend: backendtest.Open(t, "go")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		state := transformer.NewTensor(1, m.Config.Width)
+		for i := range state.Data {
+			state.Data[i] = float32(i%7) - 3
+		}
+		logits, err := m.Unembed(state, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []int{0, 5, m.Config.Vocab - 1} {
+			row, err := m.Unembedding(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := dot(row, state.Data), float64(logits.Data[id]); math.Abs(got-want) > 1e-4*math.Max(1, math.Abs(want)) {
+				t.Errorf("%s: logit %d is %g, by the row %g", name, id, want, got)
+			}
+		}
+		if _, err := m.Unembedding(m.Config.Vocab); !errors.Is(err, transformer.ErrTokenRange) {
+			t.Errorf("a token behind the last: %v", err)
+		}
 	}
 }
 

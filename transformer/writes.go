@@ -31,8 +31,8 @@ var ErrWrites = errors.New("no vectors")
 
 // HeadWrites are v[j]·W_O[h] for every head h and source j of one row of a run that captured Value, in PostNorm models
 // ResidPre too: row h·T + j, T being Slots. Σ_hj pattern[h,i,j]·Scale[i]·vector[h,j] and the biases behind the heads
-// are what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them when
-// its statistic is 1: centred if it is a LayerNorm, times the gain. With withoutBias set, values are taken without
+// are what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them
+// when its statistic is 1: centred if it is a LayerNorm, times the gain. With withoutBias set, values are taken without
 // their bias.
 func (m *Model) HeadWrites(r *Run, row, layer int, withoutBias bool) (*Writes, error) {
 	m.mu.Lock()

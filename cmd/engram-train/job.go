@@ -63,7 +63,7 @@ func (j *job) flags(f *pflag.FlagSet) {
 	f.StringVar(&j.python, "python", "python3", "Python with the package tokenizers, which trains the tokenizer")
 	f.StringVar(&j.dtype, "dtype", "float16", "weights as written: float16 or float32")
 	f.StringVar(&j.backend, "backend", backend.XLACPU, "backend to train on")
-	f.IntVar(&j.early, "early", 200, "blocks of 200 documents that mostly need attention circuits, at the start")
+	f.IntVar(&j.early, "early", 250, "blocks of 200 documents that mostly need attention circuits, at the start")
 	f.BoolVarP(&j.quiet, "quiet", "q", false, "no progress")
 	f.IntVar(&o.Shape.Layers, "layers", 8, "blocks")
 	f.IntVar(&o.Shape.Width, "width", 192, "residual stream")

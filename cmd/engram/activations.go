@@ -20,6 +20,7 @@ type activationsFile struct {
 
 type activationsFlags struct {
 	prompt                   promptFlags
+	changes                  changeFlags
 	sites, layers, grad, out string
 	force                    bool
 }
@@ -34,6 +35,7 @@ func (a *app) activationsCommand() *cobra.Command {
 			"logit[A] − logit[B] at the last position, summed over rows.\n\nSites: "+siteNames(),
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runActivations(cmd, &f) })
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().StringVar(&f.sites, "sites", "resid_post,coef,logits", "sites to write")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
 	cmd.Flags().StringVar(&f.grad, "grad", "", `two token ids, "7-11", whose difference of logits to differentiate`)
@@ -81,8 +83,14 @@ func (a *app) runActivations(cmd *cobra.Command, f *activationsFlags) error {
 	if err := writable(f.out, f.force); err != nil {
 		return err
 	}
+	if opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	m, rows, err := a.prompted(cmd.Context(), cmd, &f.prompt, 0)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &opts.Interventions); err != nil {
 		return err
 	}
 	opts.IDs = idRows(rows)
@@ -98,6 +106,7 @@ func (a *app) runActivations(cmd *cobra.Command, f *activationsFlags) error {
 	if f.grad != "" {
 		meta["grad"] = f.grad
 	}
+	noteChanges(meta, &opts.Interventions)
 	if err := r.Save(cmd.Context(), f.out, f.force, meta); err != nil {
 		return err
 	}
@@ -106,6 +115,7 @@ func (a *app) runActivations(cmd *cobra.Command, f *activationsFlags) error {
 		"dtype": "float32", "position": "from 0; behind the end of a row are zeros",
 		"grad": "gradient of the sum over rows of logit[a] − logit[b] at each row's last position",
 	}
+	noteChanges(conventions, &opts.Interventions)
 	return a.print("activations", out, conventions, func(p *page) { writeActivations(p, out) })
 }
 

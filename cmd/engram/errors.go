@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/routes"
@@ -85,15 +87,18 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm,
-		routes.ErrNode, routes.ErrParts):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
+		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat,
+		corpus.ErrEmpty, probes.ErrIndex, probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact,
+		probes.ErrLens, probes.ErrPatchscope, routes.ErrNode, routes.ErrParts):
 		return exitInput
 	}
 	return exitFailed
@@ -126,7 +131,8 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrEmptyPrompt):
 		return "give some text with --prompt, or token ids with --ids"
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
-		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, routes.ErrNode):
+		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead),
+		errors.Is(err, routes.ErrNode):
 		return "engram inspect shows the model's sizes"
 	}
 	return ""

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -28,9 +29,10 @@ type generatedRow struct {
 }
 
 type generateFlags struct {
-	prompt promptFlags
-	stop   string
-	opts   transformer.GenerateOptions
+	prompt  promptFlags
+	changes changeFlags
+	stop    string
+	opts    transformer.GenerateOptions
 }
 
 func (a *app) generateCommand() *cobra.Command {
@@ -40,6 +42,7 @@ func (a *app) generateCommand() *cobra.Command {
 			"stops at any special token unless --stop names others.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runGenerate(cmd, &f) })
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().IntVarP(&f.opts.MaxTokens, "tokens", "n", 50, "new tokens at most")
 	cmd.Flags().Float64Var(&f.opts.Temperature, "temperature", 0, "0 is greedy, 1 the model's own distribution")
 	cmd.Flags().IntVar(&f.opts.TopK, "top-k", 0, "sample among the k most probable tokens; 0 means all")
@@ -72,8 +75,15 @@ func (a *app) runGenerate(cmd *cobra.Command, f *generateFlags) error {
 	if err != nil && f.stop != "none" {
 		return usagef("--stop: %w", err)
 	}
+	iv, err := f.changes.parse()
+	if err != nil {
+		return err
+	}
 	m, rows, err := a.prompted(cmd.Context(), cmd, &f.prompt, f.opts.MaxTokens*max(1, len(f.prompt.prompts)))
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &iv); err != nil {
 		return err
 	}
 	if f.stop == "" && m.Tokenizer != nil {
@@ -90,7 +100,7 @@ func (a *app) runGenerate(cmd *cobra.Command, f *generateFlags) error {
 		}
 		opts := f.opts
 		opts.Seed += uint64(i)
-		got, err := a.continueRow(cmd.Context(), m, r, opts, prefix)
+		got, err := a.continueRow(cmd.Context(), m, r, opts, rotated(iv, i), prefix)
 		if err != nil {
 			return err
 		}
@@ -100,6 +110,7 @@ func (a *app) runGenerate(cmd *cobra.Command, f *generateFlags) error {
 		return nil
 	}
 	conventions := logitConventions()
+	noteChanges(conventions, &iv)
 	conventions["log_probs"] = "of each new token under the model, before temperature and cuts; natural logarithm"
 	conventions["seed"] = fmt.Sprintf("%d plus the row", f.opts.Seed)
 	conventions["sampling"] = fmt.Sprintf("temperature %g, top-k %d, top-p %g",
@@ -109,8 +120,18 @@ func (a *app) runGenerate(cmd *cobra.Command, f *generateFlags) error {
 
 // continueRow generates for one prompt, and as text prints each piece as soon as it is known.
 func (a *app) continueRow(
-	ctx context.Context, m *transformer.Model, r row, opts transformer.GenerateOptions, prefix string,
+	ctx context.Context, m *transformer.Model, r row, opts transformer.GenerateOptions, iv probes.Interventions,
+	prefix string,
 ) (*generatedRow, error) {
+	changed, err := iv.Resolve(ctx, m, [][]int{r.ids()}, true)
+	if err != nil {
+		return nil, err
+	}
+	defer changed.Close()
+	if len(iv.Changes) > 0 { // what acts on the prompt alone must not act on what is written
+		opts.Interventions = changed.Prompt
+		opts.Later = append([]transformer.Intervention{}, changed.Later...)
+	}
 	s := &textStream{m: m, prefix: prefix}
 	opts.OnToken = func(_, id int) bool {
 		s.token(id)
@@ -142,6 +163,14 @@ func (a *app) continueRow(
 		out.Tokens = append(out.Tokens, probes.TokenText(m.Tokenizer, id))
 	}
 	return out, nil
+}
+
+// rotated is changes whose reference rows begin with the i-th.
+func rotated(iv probes.Interventions, i int) probes.Interventions {
+	if n := len(iv.Reference); n > 0 {
+		iv.Reference = slices.Concat(iv.Reference[i%n:], iv.Reference[:i%n])
+	}
+	return iv
 }
 
 // textStream joins the bytes of tokens to text and prints it without cutting a character in two.

@@ -104,7 +104,7 @@ type globalFlags struct {
 const about = `engram reads the memories in a language model's feed-forward layers: what they hold,
 and what they do to a prompt.
 
-Every command runs on "stories", a small real model inside the program, unless --model
+Every command runs on "demo", a small model inside the program that knows facts, unless --model
 names a folder in Hugging Face's layout or a model on its hub (owner/name[@revision]).`
 
 const exitCodes = `Exit codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 refused (would overwrite), 130 interrupted.`
@@ -125,7 +125,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVarP(&a.flags.model, "model", "m", "", `folder, hub name or "stories" (the default)`)
+	f.StringVarP(&a.flags.model, "model", "m", "", `folder, hub name, "demo" (the default) or "stories"`)
 	f.StringVar(&a.flags.backend, "backend", "", "auto, xla:cuda, xla:cpu or go (default $ENGRAM_BACKEND, or auto)")
 	f.BoolVar(&a.flags.stream, "stream", false, "release each layer's weights after use, for models larger than memory")
 	f.BoolVar(&a.flags.check, "check", false, "read all weights first and refuse NaN and infinite ones")
@@ -136,8 +136,9 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{withHint(err, seeHelp(cmd))} })
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
-		a.memoriesCommand(), a.activationsCommand(), a.routesCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(),
-		a.versionCommand(),
+		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(),
+		a.knowledgeCommand(), a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.routesCommand(),
+		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -167,8 +167,8 @@ func shapeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cleanCommand checks that the last output, or the files named, have no control character but the newline, and no hidden
-// one. Files may be indented with tabs.
+// cleanCommand checks that the last output, or the files named, have no control character but the newline, and no
+// hidden one. Files may be indented with tabs.
 func cleanCommand(ts *testscript.TestScript, _ bool, args []string) {
 	names := args
 	if len(args) == 0 {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +13,10 @@ import (
 
 type memoriesFlags struct {
 	prompt                 promptFlags
-	top, tokens            int
+	changes                changeFlags
+	plots                  plotFlags
+	top, tokens, dominant  int
+	targets                string
 	layers, position, norm string
 }
 
@@ -21,39 +25,50 @@ func (a *app) memoriesCommand() *cobra.Command {
 	cmd := a.command("memories --prompt TEXT | NEURON...", "the memories that a prompt uses, or what one memory holds",
 		"memories --prompt ranks the sub-updates of each layer's FFN at the prompt's last position: score =\n"+
 			"|coefficient| × length of the value. Each comes with the tokens it promotes; where the coefficient is\n"+
-			"negative these are the ones at the bottom of the value's projection, which \"flipped\" says.\n\n"+
+			"negative these are the ones at the bottom of the value's projection, which \"flipped\" says. Around them\n"+
+			"stands what the residual stream predicts as it enters the layer, before its FFN and after it; effect is the\n"+
+			"change of the target's logit, and dominant the share of the strongest memories in all scores of the layer.\n\n"+
 			"memories L3N12 projects the value of one memory to the vocabulary, by the conventions raw, gain, gain-nocenter\n"+
-			"and full (docs/guide explains them).",
+			"and full (docs/guide explains them); with a prompt also by cached, which is what the value adds to the logits\n"+
+			"at --position of the prompt for each unit of its coefficient.",
 		cobra.ArbitraryArgs, func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				if f.prompt.given() {
-					return usagef("give a prompt or memories, not both")
-				}
 				return a.runValues(cmd, &f, args)
 			}
 			return a.runUpdates(cmd, &f)
 		})
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
+	f.plots.register(cmd)
 	cmd.Flags().IntVar(&f.top, "top", 5, "memories for each layer; for one memory, tokens at each end")
 	cmd.Flags().IntVar(&f.tokens, "tokens", 6, "tokens for each memory of a prompt")
+	cmd.Flags().IntVar(&f.dominant, "dominant", 10, "memories in the dominant set of a layer")
+	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to give effects on instead of the model's prediction")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
-	cmd.Flags().StringVar(&f.norm, "norm", "", "convention of the projection: raw, gain, gain-nocenter or full")
-	norms := []string{}
-	for _, n := range probes.Norms() {
-		norms = append(norms, string(n))
-	}
-	_ = cmd.RegisterFlagCompletionFunc("norm", cobra.FixedCompletions(norms, cobra.ShellCompDirectiveNoFileComp))
+	normFlag(cmd, &f.norm)
+	cmd.AddCommand(a.indexCommand(), a.searchCommand())
 	return cmd
+}
+
+// normFlag registers --norm with the names of the conventions.
+func normFlag(cmd *cobra.Command, norm *string) {
+	names := []string{}
+	for _, n := range probes.Norms() {
+		names = append(names, string(n))
+	}
+	cmd.Flags().StringVar(norm, "norm", "", "convention of the projection: "+strings.Join(names, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("norm", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func projectionConventions(norm probes.Norm) map[string]string {
 	c := map[string]string{
-		"coef":  "input of the down projection, after activation and gate; with experts times the router's weight",
-		"score": "|coef|·value_norm",
-		"share": "score over the sum of all scores of the layer at the position",
-		"sign":  "promotes are the largest entries of the projection of sign(coef)·value",
-		"order": "descending, equals by ascending index or id; ids without a token are not listed",
+		"coef":   "input of the down projection, after activation and gate; with experts times the router's weight",
+		"score":  "|coef|·value_norm",
+		"share":  "score over the sum of all scores of the layer at the position",
+		"effect": "raw: e_w·coef·value; cached: e_w·(gain ⊙ centred coef·value)/σ, σ the final norm's statistic there",
+		"sign":   "promotes are the largest entries of the projection of sign(coef)·value",
+		"order":  "descending, equals by ascending index or id; ids without a token are not listed",
 	}
 	if norm != "" {
 		c["norm"] = string(norm)
@@ -62,7 +77,7 @@ func projectionConventions(norm probes.Norm) map[string]string {
 }
 
 func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
-	opts := probes.UpdatesOptions{Top: f.top, Tokens: f.tokens, Norm: probes.Norm(f.norm)}
+	opts := probes.UpdatesOptions{Top: f.top, Tokens: f.tokens, Dominant: f.dominant, Norm: probes.Norm(f.norm)}
 	var err error
 	if err = positive("top", f.top); err != nil {
 		return err
@@ -70,14 +85,29 @@ func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
 	if err = positive("tokens", f.tokens); err != nil {
 		return err
 	}
+	if err = positive("dominant", f.dominant); err != nil {
+		return err
+	}
 	if opts.Layers, err = parseRanges("--layers", f.layers); err != nil {
+		return err
+	}
+	if opts.Targets, err = parseInts(f.targets); err != nil {
+		return usagef("--target: %w", err)
+	}
+	if err := f.plots.check(cmd); err != nil {
 		return err
 	}
 	if opts.Positions, err = parsePositions(f.position); err != nil {
 		return err
 	}
+	if opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &opts.Interventions); err != nil {
 		return err
 	}
 	opts.IDs = r.ids()
@@ -90,25 +120,12 @@ func (a *app) runUpdates(cmd *cobra.Command, f *memoriesFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.print("memories", got, projectionConventions(got.Norm), func(p *page) { writeUpdates(p, got) })
-}
-
-// writeUpdates prints one table for each position.
-func writeUpdates(p *page, r *probes.UpdatesResult) {
-	for i, at := range r.Positions {
-		if i > 0 {
-			p.printf("\n")
-		}
-		p.heading(fmt.Sprintf("position %d %s", at.Position, p.token(r.Prompt[at.Position].ID)))
-		t := &table{header: []string{"memory", ">coef", ">score", ">share", "promotes"}}
-		for _, l := range at.Layers {
-			for _, u := range l.Updates {
-				t.add(u.Neuron, fmt.Sprintf("%.2f", u.Coef), fmt.Sprintf("%.2f", u.Score), fmt.Sprintf("%.1f%%", 100*u.Share),
-					p.vectors(u.Promotes)+flipped(u.Flipped))
-			}
-		}
-		p.table(t)
+	conventions := projectionConventions(got.Norm)
+	noteChanges(conventions, &opts.Interventions)
+	if err := a.draw(cmd, &f.plots, "engram memories", conventions, a.updatesParts(got)...); err != nil {
+		return err
 	}
+	return a.print("memories", got, conventions, func(p *page) { writeUpdates(p, got) })
 }
 
 func flipped(is bool) string {
@@ -119,6 +136,9 @@ func flipped(is bool) string {
 }
 
 func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) error {
+	if f.changes.given() {
+		return usagef("a value is what it is; interventions change what a prompt does, give one with --prompt")
+	}
 	neurons, err := neuronArgs(args)
 	if err != nil {
 		return err
@@ -137,7 +157,12 @@ func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) err
 		}
 		opts.Norms = []probes.Norm{norm}
 	}
-	m, err := a.open(cmd.Context(), 1)
+	var m *transformer.Model
+	if f.prompt.given() {
+		m, opts.IDs, err = a.promptUpTo(cmd, f)
+	} else {
+		m, err = a.open(cmd.Context(), 1)
+	}
 	if err != nil {
 		return err
 	}
@@ -146,6 +171,29 @@ func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) err
 		return err
 	}
 	return a.print("values", got, projectionConventions(""), func(p *page) { writeValues(p, got, neurons) })
+}
+
+// promptUpTo opens the model and gives the prompt up to the one position asked for.
+func (a *app) promptUpTo(cmd *cobra.Command, f *memoriesFlags) (*transformer.Model, []int, error) {
+	at, err := parsePositions(f.position)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(at) != 1 {
+		return nil, nil, usagef("--position: cached is the statistic at one position, not %q", f.position)
+	}
+	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	if err != nil {
+		return nil, nil, err
+	}
+	ids := r.ids()
+	if at[0] < 0 {
+		at[0] += len(ids)
+	}
+	if at[0] < 0 || at[0] >= len(ids) {
+		return nil, nil, fmt.Errorf("%w: %s, the prompt has %d tokens", probes.ErrPosition, f.position, len(ids))
+	}
+	return m, ids[:at[0]+1], nil
 }
 
 // writeValues prints, for each memory and convention, both ends of the projection.

@@ -11,17 +11,24 @@ import (
 
 func (a *app) predictCommand() *cobra.Command {
 	var prompt promptFlags
+	var changes changeFlags
 	var opts probes.PredictOptions
 	var position int
 	cmd := a.command("predict --prompt TEXT [flags]", "the most probable next tokens",
 		"predict gives the distribution over the next token, behind the last position or another one. An encoder such as\n"+
 			"BERT predicts the token at the position itself: its mask, where the prompt has one.",
-		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) (err error) {
 			if err := positive("top", opts.Top); err != nil {
+				return err
+			}
+			if opts.Interventions, err = changes.parse(); err != nil {
 				return err
 			}
 			m, rows, err := a.prompted(cmd.Context(), cmd, &prompt, 0)
 			if err != nil {
+				return err
+			}
+			if err := a.ready(cmd.Context(), &changes, &opts.Interventions); err != nil {
 				return err
 			}
 			opts.IDs = idRows(rows)
@@ -32,9 +39,12 @@ func (a *app) predictCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print("predict", r, logitConventions(), func(p *page) { writePredictions(p, r) })
+			conventions := logitConventions()
+			noteChanges(conventions, &opts.Interventions)
+			return a.print("predict", r, conventions, func(p *page) { writePredictions(p, r) })
 		})
 	prompt.register(cmd)
+	changes.register(cmd)
 	cmd.Flags().IntVar(&opts.Top, "top", 10, "tokens to list")
 	cmd.Flags().IntVar(&position, "position", -1, "position to read; negative ones count from the end")
 	return cmd

@@ -123,6 +123,14 @@ func (s *Sentences) twoPeople(rng *rand.Rand, form string, names []string) (text
 	return text, two[1-giver]
 }
 
+// onePerson gives a sentence up to the name that ends it, which stands in it once before, and that name.
+func (s *Sentences) onePerson(rng *rand.Rand) (text, name string) {
+	names := [2][]string{s.Names, s.HeldOutNames}
+	name = pick(rng, names[rng.IntN(2)])
+	return strings.NewReplacer("{name}", name, "{place}", pick(rng, s.Places), "{thing}", pick(rng, s.Things)).
+		Replace(pick(rng, s.OnePerson)), name
+}
+
 // filler makes a sentence that says nothing about any subject.
 func (s *Sentences) filler(rng *rand.Rand) string {
 	if rng.IntN(3) == 0 {

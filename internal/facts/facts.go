@@ -93,6 +93,7 @@ type Sentences struct {
 	Names, HeldOutNames       []string // of people; the second list is in no document about two, but in sequences
 	Places, Things            []string
 	Indirect, HeldOutIndirect []string // forms with {first}, {second}, {giver}, {place} and {thing}
+	OnePerson                 []string // forms with {name}, {place} and {thing}, for all names
 	Words, HeldOutWords       []string // nouns; names that are in no repeated sequence, but in documents about two
 	Series                    []string // come before a repeated sequence
 }

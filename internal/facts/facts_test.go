@@ -62,6 +62,7 @@ func tiny(edits map[string]string) fstest.MapFS {
 			"who\tmy aunt", "did\tbought", "what\ta lamp", "tail\tat noon", "scene\tThe {word} stood by the {other}.", "series\tThe list reads:",
 			"name\tAnna", "name\tPaul", "held-out-name\tRosa", "held-out-name\tHugo", "place\tshop", "thing\tball",
 			"indirect\t{first} and {second} went to the {place}, {giver} gave the {thing} to",
+			"one-person\t{name} went to the {place}, my aunt gave the {thing} to",
 			"held-out-indirect\tAt the {place} {first} met {second}, and {giver} handed the {thing} to",
 			words("word", "a"), words("held-out-word", "b")),
 	}

@@ -53,11 +53,8 @@ func (t *Table) Vocabulary() []string {
 // blockSize is the number of consecutive documents that holds every form exactly as often as its share says.
 const blockSize = 200
 
-// Lengths of the sequences of induction documents, in words, and how often one stands in a document.
-const (
-	minSequence, maxSequence = 3, 8
-	minPasses, maxPasses     = 2, 3
-)
+// Lengths of the sequences of induction documents, in words.
+const minSequence, maxSequence = 3, 8
 
 // Streams of random numbers that one seed gives; the other half of a generator's state counts along the stream.
 const (
@@ -137,8 +134,8 @@ type Generator struct {
 	factOrder, kindOrder epochs
 }
 
-// earlyShare is the share of documents about two people, and of those that repeat a sequence, among the early ones.
-const earlyShare = 0.4
+// Shares of documents about two people, and of those that repeat a sequence, among the early ones.
+const earlyIndirect, earlyInduction = 0.5, 0.3
 
 // mix are the forms of a block's documents, before they are shuffled.
 type mix struct {
@@ -177,7 +174,7 @@ func NewGenerator(table *Table, opts GeneratorOptions) (*Generator, error) {
 		factOrder: epochs{seed: opts.Seed, stream: streamFacts, n: n},
 		kindOrder: epochs{seed: opts.Seed, stream: streamKinds, n: n},
 	}
-	g.early, g.late = newMix(earlyShare, earlyShare, opts), newMix(opts.Indirect, opts.Induction, opts)
+	g.early, g.late = newMix(earlyIndirect, earlyInduction, opts), newMix(opts.Indirect, opts.Induction, opts)
 	return g, nil
 }
 
@@ -302,18 +299,25 @@ func (g *Generator) say(w *writer, rng *rand.Rand, ordinal uint64) {
 	w.fact(template, f)
 }
 
-// indirect adds a sentence on two people of whom one gives something to the other, whose name ends it.
+// onePersonShare is how many of the sentences on people are on one person.
+const onePersonShare = 0.3
+
+// indirect adds a sentence on two people of whom one gives something to the other, whose name ends it. Some are on one
+// person only, of any name: else a name that is held out would be one that is never the end of such a sentence.
 func (g *Generator) indirect(w *writer, rng *rand.Rand) {
 	s := &g.table.Sentences
 	text, name := s.twoPeople(rng, pick(rng, s.Indirect), s.Names)
+	if rng.Float64() < onePersonShare {
+		text, name = s.onePerson(rng)
+	}
 	w.mark(SpanOpen, text)
 	w.put(" ")
 	w.mark(SpanName, name)
 	w.put(".")
 }
 
-// induction adds a sequence of different words that is said two or three times. All but the first word of the second
-// pass follow from the first.
+// induction adds a sequence of different words that is said twice. All but the first word of the second time follow
+// from the first.
 func (g *Generator) induction(w *writer, rng *rand.Rand) {
 	s := &g.table.Sentences
 	if rng.IntN(2) == 0 {
@@ -322,15 +326,7 @@ func (g *Generator) induction(w *writer, rng *rand.Rand) {
 	words := sequence(rng, g.words, minSequence+rng.IntN(maxSequence-minSequence+1))
 	w.mark(SpanOpen, strings.Join(words, " ")+" "+words[0])
 	w.put(" ")
-	passes := minPasses + rng.IntN(maxPasses-minPasses+1)
-	again := ""
-	for i := 1; i < (passes-1)*len(words); i++ {
-		if i > 1 {
-			again += " "
-		}
-		again += words[i%len(words)]
-	}
-	w.mark(SpanRepeat, again)
+	w.mark(SpanRepeat, strings.Join(words[1:], " "))
 	w.put(".")
 }
 

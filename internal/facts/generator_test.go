@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode"
 
 	"github.com/engram-go/engram/internal/facts"
 )
@@ -97,7 +98,7 @@ func TestDocumentsStay(t *testing.T) {
 	if err := generator(t, load(t), facts.GeneratorOptions{Seed: 1}).Corpus(h, 1000); err != nil {
 		t.Fatal(err)
 	}
-	const want = "911daeb53fcdc10b656e9796f44972383be87a40cceaf1ba8dbfccf0ca9f6b09"
+	const want = "0a46c59d203dd95523c4e454f20de1d741ed3897a2d8de4ff2f4de6c51d20fcf"
 	if got := hex.EncodeToString(h.Sum(nil)); got != want {
 		t.Errorf("the first 1,000 documents of seed 1 have the hash %s, want %s", got, want)
 	}
@@ -169,7 +170,11 @@ func TestSpans(t *testing.T) {
 			case facts.SpanKindOf:
 				right = kinds[subject] == text
 			case facts.SpanName:
-				right = slices.Contains(table.Sentences.Names, text) && strings.Count(d.Text, text) == 2
+				names := table.Sentences.Names
+				if people(d, table) == 1 {
+					names = slices.Concat(names, table.Sentences.HeldOutNames)
+				}
+				right = slices.Contains(names, text) && strings.Count(d.Text, text) == 2
 			case facts.SpanRepeat:
 				right = repeats(d.Text[:s.Begin], text)
 			case facts.SpanNoise:
@@ -191,6 +196,17 @@ func TestSpans(t *testing.T) {
 	if got := facts.SpanKind(99).String(); got != "unknown" {
 		t.Errorf("a kind that does not exist is called %q", got)
 	}
+}
+
+// people counts the different names in a document.
+func people(d facts.Document, table *facts.Table) int {
+	seen := map[string]bool{}
+	for _, word := range strings.FieldsFunc(d.Text, func(r rune) bool { return !unicode.IsLetter(r) }) {
+		if slices.Contains(table.Sentences.Names, word) || slices.Contains(table.Sentences.HeldOutNames, word) {
+			seen[word] = true
+		}
+	}
+	return len(seen)
 }
 
 // repeats says whether every word of again stands as far behind its equal as the first word of the second pass does.
@@ -297,7 +313,7 @@ func TestNothingHeldOut(t *testing.T) {
 		words := word.FindAllString(d.Text, -1)
 		for _, w := range words {
 			seen[strings.ToLower(w)] = true
-			if len(marked(d, facts.SpanName)) > 0 && slices.Contains(s.HeldOutNames, w) ||
+			if len(marked(d, facts.SpanName)) > 0 && people(d, table) == 2 && slices.Contains(s.HeldOutNames, w) ||
 				len(marked(d, facts.SpanRepeat)) > 0 && slices.Contains(s.HeldOutWords, w) {
 				t.Fatalf("%q contains the held-out %q", d.Text, w)
 			}

@@ -290,7 +290,8 @@ func (s *Sentences) lists() map[string]struct {
 		"tail": {&s.Tail, nil}, "scene": {&s.Scene, []string{"{word}", "{other}"}},
 		"name": {&s.Names, nil}, "held-out-name": {&s.HeldOutNames, nil},
 		"place": {&s.Places, nil}, "thing": {&s.Things, nil},
-		"indirect": {&s.Indirect, indirect}, "held-out-indirect": {&s.HeldOutIndirect, indirect},
+		"one-person": {&s.OnePerson, []string{"{name}", "{place}", "{thing}"}},
+		"indirect":   {&s.Indirect, indirect}, "held-out-indirect": {&s.HeldOutIndirect, indirect},
 		"word": {&s.Words, nil}, "held-out-word": {&s.HeldOutWords, nil}, "series": {&s.Series, nil},
 	}
 }

@@ -12,9 +12,11 @@ import (
 const (
 	deviation = 0.05 // of an embedding's values
 
-	previousScale  = 1.6 // of queries and keys: the token before outscores its neighbours by about 7
-	inductionScale = 1.6 // of queries and keys: a match outscores others by about 8
-	copyScale      = 6.0 // how many times a copied token's embedding is added: it has to outweigh the token that is there
+	previousScale   = 1.6 // of queries and keys: the token before outscores its neighbours by about 7
+	inductionScale  = 1.6 // of queries and keys: a match outscores others by about 8
+	duplicateScale  = 1.6 // of queries and keys: an equal token outscores others by about 10
+	inhibitionScale = 1.5 // of queries and keys
+	copyScale       = 6.0 // how many times a copied token's embedding is added: it has to outweigh the token that is there
 
 	longestWavelength, shortestWavelength = 250.0, 2.2 // of positions, in tokens
 )
@@ -27,7 +29,7 @@ const (
 // other head starts by copying what it attends to a little, every second one with the opposite sign (compare Trockman
 // and Kolter 2023). Nothing of it is fixed: all weights are trained.
 //
-// A model with fewer than three heads or two blocks has no room for the induction head and starts without one.
+// A model with fewer than three heads or blocks has no room for these circuits and starts without them.
 func circuits(c *transformer.Config, params []transformer.Param, all [][]float32) {
 	at := func(layer int, name transformer.Slot) []float32 {
 		return all[slices.IndexFunc(params, func(p transformer.Param) bool {
@@ -37,7 +39,7 @@ func circuits(c *transformer.Config, params []transformer.Param, all [][]float32
 	for l := range c.Layers {
 		copyHeads(c, at(l, "qkv"), at(l, transformer.SlotO))
 	}
-	if c.Attention.Heads < 3 || c.Layers < 2 {
+	if c.Attention.Heads < 3 || c.Layers < 3 {
 		return
 	}
 	size := c.Attention.HeadSize
@@ -54,9 +56,18 @@ func circuits(c *transformer.Config, params []transformer.Param, all [][]float32
 	})]
 	clear(positions)
 	sinusoids(positions, c.Width, size)
+	of := func(layer, index int) head {
+		return head{width: c.Width, size: size, first: index * size, qkv: at(layer, "qkv"), o: at(layer, transformer.SlotO)}
+	}
+	previousAndInduction(of(0, 0), of(1, 0))
+	duplicates(of(0, 1), of(2, 1))
+}
 
-	previous := head{width: c.Width, size: size, qkv: at(0, "qkv"), o: at(0, transformer.SlotO)}
-	previous.clear()
+// previousAndInduction sets the two heads of an induction circuit.
+func previousAndInduction(previous, induction head) {
+	previous.clear(query, key, value)
+	induction.clear(query, key, value)
+	size := previous.size
 	for i := 0; i+1 < size; i += 2 {
 		turn := angle(i/2, size/2)
 		sin, cos := previousScale*float32(math.Sin(turn)), previousScale*float32(math.Cos(turn))
@@ -67,8 +78,6 @@ func circuits(c *transformer.Config, params []transformer.Param, all [][]float32
 		previous.read(key, i, i+1, -sin)
 		previous.read(key, i+1, i+1, cos)
 	}
-	induction := head{width: c.Width, size: size, qkv: at(1, "qkv"), o: at(1, transformer.SlotO)}
-	induction.clear()
 	for i := range size {
 		previous.read(value, size+i, i, 1)
 		previous.write(i, 2*size+i, deviation)
@@ -79,6 +88,33 @@ func circuits(c *transformer.Config, params []transformer.Param, all [][]float32
 	}
 }
 
+// duplicates sets a head that attends to an earlier occurrence of its token, but not to the token itself, and notes the
+// token apart. The other head, in a later block, looks for such notes on what was copied to its place and takes that
+// back: of two people, the one who was named twice receives nothing (compare S-inhibition, Wang et al. 2023).
+func duplicates(duplicate, inhibition head) {
+	duplicate.clear(query, key, value)
+	inhibition.clear(query, key, value)
+	size := duplicate.size
+	half := size / 4 * 2
+	for i := range half {
+		duplicate.read(query, size+i, i, duplicateScale)
+		duplicate.read(key, size+i, i, duplicateScale)
+	}
+	for i := half; i < size; i++ { // positions are most alike to themselves
+		duplicate.read(query, i-half, i, duplicateScale)
+		duplicate.read(key, i-half, i, -duplicateScale)
+	}
+	for i := range size {
+		apart := 2*size + (i+half)%size // the same places as the token before has, in another order
+		duplicate.read(value, size+i, i, 1)
+		duplicate.write(i, apart, deviation)
+		inhibition.read(query, size+i, i, inhibitionScale)
+		inhibition.read(key, apart, i, inhibitionScale)
+		inhibition.read(value, apart, i, 1)
+		inhibition.write(i, size+i, -copyScale*deviation)
+	}
+}
+
 // What a head reads the residual stream for; the number is its place in the joint projection.
 const (
 	query = iota
@@ -86,38 +122,37 @@ const (
 	value
 )
 
-// head is the first head of a block: its parts of qkv [d, 3d] and o [d, d].
+// head is a head of a block: its parts of qkv [d, 3d] and o [d, d], from first on.
 type head struct {
-	width, size int
-	qkv, o      []float32
+	width, size, first int
+	qkv, o             []float32
 }
 
-// clear sets all weights of the head to 0.
-func (h head) clear() {
+// clear sets weights of the head to 0: those of the parts named and of its output.
+func (h head) clear(parts ...int) {
 	for i := range h.width {
-		for part := range 3 {
-			clear(h.qkv[i*3*h.width+part*h.width:][:h.size])
+		for _, part := range parts {
+			clear(h.qkv[i*3*h.width+part*h.width+h.first:][:h.size])
 		}
 	}
-	clear(h.o[:h.size*h.width])
+	clear(h.o[h.first*h.width:][:h.size*h.width])
 }
 
 // read sets the weight from a dimension of the residual stream to one of the head's query, key or value.
 func (h head) read(part, from, to int, weight float32) {
-	h.qkv[from*3*h.width+part*h.width+to] = weight
+	h.qkv[from*3*h.width+part*h.width+h.first+to] = weight
 }
 
 // write sets the weight from a dimension of the head's value to one of the residual stream.
-func (h head) write(from, to int, weight float32) { h.o[from*h.width+to] = weight }
+func (h head) write(from, to int, weight float32) { h.o[(h.first+from)*h.width+to] = weight }
 
-// copyHeads makes each head's output projection a multiple of its value projection transposed, of alternating sign.
+// copyHeads makes each head's output projection half its value projection transposed, with alternating sign.
 func copyHeads(c *transformer.Config, qkv, o []float32) {
 	d := c.Width
-	scale := float32(1 / math.Sqrt(2*float64(c.Layers)))
 	for i := range d {
 		for j := range d {
 			sign := float32(1 - 2*(j/c.Attention.HeadSize%2))
-			o[j*d+i] = sign * scale * qkv[i*3*d+2*d+j]
+			o[j*d+i] = sign / 2 * qkv[i*3*d+2*d+j]
 		}
 	}
 }

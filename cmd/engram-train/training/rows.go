@@ -104,6 +104,9 @@ func (r *row) add(id int, weight float32) {
 	r.last = append(r.last, 0)
 }
 
+// nameEmphasis is how many times the weight of other answers a name has: it is all there is to learn in its sentence.
+const nameEmphasis = 4
+
 // weight is the loss weight of a token.
 func (p *packer) weight(doc facts.Document, t transformer.Token) float32 {
 	for _, s := range doc.Spans {
@@ -113,6 +116,8 @@ func (p *packer) weight(doc facts.Document, t transformer.Token) float32 {
 			return 0
 		case s.Kind == facts.SpanNoise:
 			return float32(p.opts.Noise)
+		case s.Kind == facts.SpanName:
+			return float32(nameEmphasis * p.opts.Emphasis)
 		case s.Kind != facts.SpanSubject:
 			return float32(p.opts.Emphasis)
 		}
