@@ -109,6 +109,14 @@ func (m *Model) paramTensor(p Param) (*tensors.Tensor, error) {
 	return upload(m.backend, make([]float32, product(p.Shape)), p.Shape...) // a bias the checkpoint has not
 }
 
+// Hold makes a comparison go in calls of that many elements of products.
+func (w *Writes) Hold(work int) { w.work = work }
+
+// OutputFeatures are a matrix's output features as rows, [out,in].
+func (m *Model) OutputFeatures(s Slot, layer, in int) (*Tensor, error) {
+	return m.weights.rows(s, layer, in)
+}
+
 // SpreadEverywhere counts a histogram in the graph, as on devices that do not share the host's memory, and takes
 // elements there.
 func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]int, mask []float32, take []int32) (*Spread, []float32, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
+	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -90,7 +91,7 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.As(err, &refusal{}) || is(
 		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
-	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
+	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
@@ -100,7 +101,8 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
-		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge):
+		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
+		routes.ErrParts):
 		return exitInput
 	}
 	return exitFailed
@@ -133,7 +135,8 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrEmptyPrompt):
 		return "give some text with --prompt, or token ids with --ids"
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
-		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead):
+		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead),
+		errors.Is(err, routes.ErrNode):
 		return "engram inspect shows the model's sizes"
 	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"

@@ -143,7 +143,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
 		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
-		a.correlateCommand(), a.editCommand(), a.evalCommand(), a.triggersCommand(),
+		a.correlateCommand(), a.editCommand(), a.evalCommand(), a.triggersCommand(), a.routesCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root

@@ -30,6 +30,31 @@ func grid23() *Heatmap {
 	}
 }
 
+func network() *Network {
+	return &Network{
+		Title: "routes", X: []string{"0 <a>", "1 ·b"}, Y: []string{"X0", "I0"}, Legend: []string{"resid", "attn"},
+		Nodes: []NetworkNode{{Name: "X0_0"}, {Name: "X0_1", X: 1, Shade: 0.5}, {Name: "I0_1", X: 1, Y: 1, Shade: 2, Small: true}},
+		Edges: []NetworkEdge{{From: 0, To: 2, Weight: 0.3, Kind: 1, Label: "H0"}, {From: 1, To: 2, Weight: 1}},
+	}
+}
+
+// TestNetworkRefuses: edges between nodes that do not exist, and nodes off the grid.
+func TestNetworkRefuses(t *testing.T) {
+	for what, change := range map[string]func(*Network){
+		"no columns":   func(n *Network) { n.X = nil },
+		"off the grid": func(n *Network) { n.Nodes[0].Y = 2 },
+		"not a number": func(n *Network) { n.Nodes[0].X = math.NaN() },
+		"no such node": func(n *Network) { n.Edges[0].To = 3 },
+		"no such kind": func(n *Network) { n.Edges[0].Kind = 2 },
+	} {
+		n := network()
+		change(n)
+		if err := WriteSVG(io.Discard, n); !errors.Is(err, ErrData) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 func samples() map[string]Picture {
 	nan := math.NaN()
 	return map[string]Picture{
@@ -45,6 +70,7 @@ func samples() map[string]Picture {
 		"one value":  &Lines{Series: []Series{{Y: []float64{5}}}},
 		"bars":       &Bars{Labels: []string{"x", "y"}, YLabel: "n", Series: []Series{{Name: "a", Y: []float64{1, -2}}, {Name: "b", Y: []float64{nan, 2}}}},
 		"histogram":  &Bars{Edges: []float64{-1, 0, 0.5}, Series: []Series{{Y: []float64{3, 8}}}},
+		"network":    network(),
 		"column":     Column{grid23(), &Bars{Series: []Series{{Y: []float64{1}}}}},
 	}
 }

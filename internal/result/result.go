@@ -46,14 +46,14 @@ func (e *Envelope) Write(w io.Writer) error {
 	if err := enc.Encode(e); err != nil {
 		return fmt.Errorf("write %s as JSON: %w", e.Schema, err)
 	}
-	if _, err := w.Write(visible(buf.Bytes())); err != nil {
+	if _, err := w.Write(Visible(buf.Bytes())); err != nil {
 		return fmt.Errorf("write %s as JSON: %w", e.Schema, err)
 	}
 	return nil
 }
 
-// visible escapes what cannot be seen in a JSON text. Outside ASCII that stands in strings alone, where escapes may be.
-func visible(text []byte) []byte {
+// Visible escapes what cannot be seen in a JSON text. Outside ASCII that stands in strings alone, where escapes may be.
+func Visible(text []byte) []byte {
 	out := make([]byte, 0, len(text))
 	for _, r := range string(text) {
 		if r == '\n' || unicode.IsPrint(r) {

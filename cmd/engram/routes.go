@@ -1,0 +1,298 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/engram-go/engram/internal/atomicfile"
+	"github.com/engram-go/engram/internal/plot"
+	"github.com/engram-go/engram/routes"
+	"github.com/engram-go/engram/transformer"
+)
+
+type routesFlags struct {
+	prompt            promptFlags
+	root, mode        string
+	tau, mass         float64
+	k, tokens         int
+	valueBias         string
+	format, out       string
+	weightsOut        string
+	force             bool
+	roots             []routes.Node
+	cut               routes.Threshold
+	conventions, meta map[string]string
+}
+
+func routesFormats() []string { return []string{"text", "json", "dot", "svg", "png", "html"} }
+
+func (a *app) routesCommand() *cobra.Command {
+	var f routesFlags
+	cmd := a.command("routes --prompt TEXT [flags]", "how information flows through the layers to a prediction",
+		"routes draws the graph of what each state is made of, from the last position's state behind the last layer, or\n"+
+			"other roots, down to the tokens: X0_t is a token, A3_t its state behind the attention of layer 3, M3_t the FFN,\n"+
+			"I3_t its state behind the layer. An edge is a part whose share of the state, by proximity in the L1 norm, is\n"+
+			"above --tau: one head and source, the FFN, or the stream. Flow is what of the root's mass comes through.\n\n"+
+			"Modes: "+routesModes(),
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runRoutes(cmd, &f) })
+	f.prompt.register(cmd)
+	c := cmd.Flags()
+	c.StringVar(&f.root, "root", "", `nodes to start from, "I11_5,A3_2"; the last position behind the last layer unless given`)
+	c.StringVar(&f.mode, "mode", string(routes.Renormalise), "which parts are edges, see above")
+	c.Float64Var(&f.tau, "tau", routes.DefaultTau, "threshold of shares, at least 0 and less than 1")
+	c.IntVar(&f.k, "top", 5, "edges into each node, with --mode top")
+	c.Float64Var(&f.mass, "mass", 0.9, "portion that edges into each node make up, with --mode mass")
+	c.IntVar(&f.tokens, "tokens", 0, "tokens promoted and suppressed to list for each node and edge; 5 in html")
+	c.StringVar(&f.valueBias, "value-bias", "in-terms", "where a bias of values counts: in-terms, separate or left-out")
+	c.StringVar(&f.format, "format", "text", strings.Join(routesFormats(), ", "))
+	c.StringVarP(&f.out, "out", "o", "", "file to write instead of standard output; needed for png")
+	c.StringVar(&f.weightsOut, "weights-out", "", "write the shares of all parts into a safetensors file")
+	c.BoolVar(&f.force, "force", false, "replace files that exist")
+	_ = cmd.MarkFlagFilename("weights-out", "safetensors")
+	formats := cobra.FixedCompletions(routesFormats(), cobra.ShellCompDirectiveNoFileComp)
+	_ = cmd.RegisterFlagCompletionFunc("format", formats)
+	return cmd
+}
+
+func routesModes() string {
+	return "renormalise (shares above tau, made to sum to 1), filter (shares above tau), filter-pair (by the\n" +
+		"heads' sum for a source), top (the --top largest), mass (the fewest that make up --mass)."
+}
+
+// check reads the flags that are text.
+func (f *routesFlags) check(cmd *cobra.Command, asJSON bool) error {
+	if asJSON {
+		f.format = "json"
+	}
+	if !slices.Contains(routesFormats(), f.format) {
+		return usagef("--format: %q is none of %s", f.format, strings.Join(routesFormats(), ", "))
+	}
+	if f.format == "png" && f.out == "" {
+		return withHint(usagef("a png needs a file"), "name one with --out")
+	}
+	if err := f.threshold(); err != nil {
+		return err
+	}
+	if f.tokens < 0 {
+		return usagef("--tokens: %d is negative", f.tokens)
+	}
+	if f.format == "html" && !cmd.Flags().Changed("tokens") {
+		f.tokens = 5
+	}
+	for _, name := range strings.Split(f.root, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		n, err := routes.ParseNode(name)
+		if err != nil {
+			return usageError{fmt.Errorf("--root: %w", err)}
+		}
+		f.roots = append(f.roots, n)
+	}
+	for _, path := range []string{f.out, f.weightsOut} {
+		if path == "" {
+			continue
+		}
+		if err := writable(path, f.force); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// threshold reads the flags that say which parts become edges.
+func (f *routesFlags) threshold() error {
+	f.cut = routes.Threshold{Mode: routes.Mode(f.mode)}
+	switch f.cut.Mode {
+	case routes.TopK:
+		if f.cut.K = f.k; f.k < 1 {
+			return usagef("--top: %d, want at least 1", f.k)
+		}
+	case routes.Mass:
+		if f.cut.Mass = f.mass; !(f.mass > 0 && f.mass <= 1) {
+			return usagef("--mass: %g, want more than 0 and at most 1", f.mass)
+		}
+	case routes.Renormalise, routes.Filter, routes.FilterPair:
+		if f.cut.Tau = &f.tau; !(f.tau >= 0 && f.tau < 1) {
+			return usagef("--tau: %g, want at least 0 and less than 1", f.tau)
+		}
+	default:
+		return usagef("--mode: %q is none of renormalise, filter, filter-pair, top, mass", f.mode)
+	}
+	switch f.valueBias {
+	case "in-terms":
+		f.valueBias = ""
+	case string(routes.Apart), string(routes.LeftOut):
+	default:
+		return usagef("--value-bias: %q is none of in-terms, separate, left-out", f.valueBias)
+	}
+	return nil
+}
+
+func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
+	if err := f.check(cmd, a.flags.json); err != nil {
+		return err
+	}
+	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	if err != nil {
+		return err
+	}
+	ctx := cmd.Context()
+	parts, err := routes.OpenParts(ctx, m, routes.PartsOptions{IDs: r.ids(), ValueBias: routes.ValueBias(f.valueBias)})
+	if err != nil {
+		return err
+	}
+	defer parts.Close()
+	got, err := routes.Routes(ctx, m, routes.RoutesOptions{
+		Parts: parts, Threshold: f.cut, Roots: f.roots, Tokens: f.tokens,
+	})
+	if err != nil {
+		return err
+	}
+	f.describe(m, got)
+	if f.weightsOut != "" {
+		if err := parts.SaveWeights(ctx, f.weightsOut, f.force, a.meta("engram.routes", m, r.ids())); err != nil {
+			return err
+		}
+	}
+	return a.printRoutes(cmd, f, got)
+}
+
+// meta is the metadata of a file of tensors.
+func (a *app) meta(schema string, m *transformer.Model, ids []int) map[string]string {
+	return map[string]string{
+		"schema": schema, "schema_version": "1", "engram": versionText(), "model": m.Name, "fingerprint": m.Fingerprint,
+		"dtype": m.DType, "backend": a.session.info.Name, "ids": idsText([][]int{ids}),
+	}
+}
+
+// describe says how the numbers are to be read.
+func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
+	bias := f.valueBias
+	if bias == "" {
+		bias = "in-terms"
+	}
+	f.conventions = map[string]string{
+		"proximity": "max(0, ‖y‖₁ − ‖y − z‖₁) of a part z to its state y", "granularity": "per head and source",
+		"weight": "share of the proximities of a state's parts; " + thresholdText(r.Threshold), "value_bias": bias,
+		"flow": "mass of the roots that comes down the edges by weight",
+	}
+	if m.Config.FFN.Kind == transformer.ExpertFFN {
+		f.conventions["experts"] = "one part together"
+	}
+	if f.tokens > 0 {
+		f.conventions["tokens"] = "of a node its logits, of an edge its share in the target's, the norm's statistic kept"
+	}
+}
+
+func thresholdText(t routes.Threshold) string {
+	switch t.Mode {
+	case routes.TopK:
+		return fmt.Sprintf("the %d largest of each state", t.K)
+	case routes.Mass:
+		return fmt.Sprintf("the fewest that make up %g of each state", t.Mass)
+	case routes.FilterPair:
+		return fmt.Sprintf("above %g, a source's heads together", *t.Tau)
+	case routes.Filter:
+		return fmt.Sprintf("above %g", *t.Tau)
+	}
+	return fmt.Sprintf("above %g, made to sum to 1", *t.Tau)
+}
+
+// printRoutes writes the graph in the format asked for, to standard output or a file.
+func (a *app) printRoutes(cmd *cobra.Command, f *routesFlags, r *routes.RoutesResult) error {
+	write := func(w io.Writer) error {
+		out := a.stdout
+		if f.out != "" {
+			a.stdout = w
+			defer func() { a.stdout = out }()
+		}
+		return a.writeRoutes(f, r)
+	}
+	if f.out == "" {
+		return write(a.stdout)
+	}
+	return atomicfile.Write(cmd.Context(), f.out, write, atomicfile.Options{Replace: f.force})
+}
+
+func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {
+	p := &page{tokens: a.session.model.Tokenizer}
+	switch f.format {
+	case "dot":
+		_, err := a.stdout.Write(r.DOT(p.fullToken))
+		return err
+	case "svg":
+		return plot.WriteSVG(a.stdout, a.network(r))
+	case "png":
+		return plot.WritePNG(a.stdout, a.network(r))
+	case "html":
+		facts := map[string]string{}
+		for _, fact := range a.facts(f.conventions) {
+			facts[fact.Name] = fact.Value
+		}
+		page := routes.Page{Title: "engram routes", Command: a.commandLine(), Facts: facts, Label: p.fullToken}
+		data, err := r.HTML(page)
+		if err == nil {
+			_, err = a.stdout.Write(data)
+		}
+		return err
+	}
+	asJSON := a.flags.json
+	defer func() { a.flags.json = asJSON }()
+	a.flags.json = f.format == "json"
+	return a.print("routes", r, f.conventions, func(p *page) { writeRoutes(p, r) })
+}
+
+// network is the graph as a picture: a column for each token, two rows for each layer.
+func (a *app) network(r *routes.RoutesResult) *plot.Network {
+	p := page{tokens: a.session.model.Tokenizer}
+	n := &plot.Network{
+		Title: "routes, " + thresholdText(r.Threshold), Y: []string{"X0"},
+		Legend: []string{"stream", "attention", "FFN", "negative"},
+	}
+	for i, t := range r.Prompt {
+		n.X = append(n.X, strconv.Itoa(i)+" "+p.fullToken(t.ID))
+	}
+	for l := range r.Layers {
+		if r.Parallel {
+			n.Y = append(n.Y, "")
+		} else {
+			n.Y = append(n.Y, fmt.Sprintf("A%d", l))
+		}
+		n.Y = append(n.Y, fmt.Sprintf("I%d", l))
+	}
+	index := map[string]int{}
+	for i, node := range r.Nodes {
+		at := plot.NetworkNode{Name: node.Node, X: float64(node.Position), Shade: node.Flow}
+		switch node.Kind {
+		case "A":
+			at.Y = float64(2*node.Layer + 1)
+		case "M":
+			at.X, at.Y, at.Small = at.X+0.32, float64(2*node.Layer)+1.5, true
+		case "I":
+			at.Y = float64(2*node.Layer + 2)
+		}
+		index[node.Node] = i
+		n.Nodes = append(n.Nodes, at)
+	}
+	for _, line := range r.Lines() {
+		kind := 2
+		switch {
+		case line.Weight < 0:
+			kind = 3
+		case line.Kind == routes.Resid:
+			kind = 0
+		case line.Kind == routes.Attn:
+			kind = 1
+		}
+		n.Edges = append(n.Edges, plot.NetworkEdge{
+			From: index[line.From], To: index[line.To], Weight: max(line.Weight, -line.Weight), Kind: kind, Label: line.Label(),
+		})
+	}
+	return n
+}

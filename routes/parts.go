@@ -1,0 +1,215 @@
+package routes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/engram-go/engram/transformer"
+)
+
+// ValueBias says where a bias of attention's values goes. Rows of a pattern sum to 1, so it is one constant vector.
+type ValueBias string
+
+// The places of a value bias.
+const (
+	InTerms ValueBias = ""         // in the vector of each head and source
+	Apart   ValueBias = "separate" // a part of its own
+	LeftOut ValueBias = "left-out" // nowhere: the parts do not add up
+)
+
+// PartsOptions say what to decompose and into which parts. Only IDs is needed.
+type PartsOptions struct {
+	IDs []int // one prompt
+	// Run is a finished run that captured PartsSites at all positions, and Row the row to look at; nil means that
+	// OpenParts runs IDs.
+	Run *transformer.Run
+	Row int
+
+	ValueBias ValueBias
+	OmitBias  bool // leave the bias of attention's output out of the parts; they do not add up then
+	FFNBias   bool // the bias of the FFN's output is a part of its own
+	// Compat computes shares as the public information-flow tool does: no bias parts, 10⁻⁶ added to every component of a
+	// part, and no part below 10⁻⁵, unseen sources included. For comparisons only.
+	Compat bool
+}
+
+// ErrParts is wrapped by errors about merge points that cannot be decomposed.
+var ErrParts = errors.New("no decomposition")
+
+// PartsSites are what a run has to capture for OpenParts, at all layers and positions.
+func PartsSites() []transformer.Site {
+	return []transformer.Site{
+		transformer.ResidPre, transformer.Value, transformer.Pattern, transformer.ResidMid, transformer.FFNOut,
+		transformer.ResidPost,
+	}
+}
+
+// Parts are the parts of every merge point of one prompt. Those of a node are computed when first asked for, and kept:
+// a graph for another threshold needs no model.
+type Parts struct {
+	Model  *transformer.Model
+	IDs    []int
+	opts   PartsOptions
+	run    *transformer.Run
+	owned  bool // the run is ours to close
+	merges map[Node]*Merge
+}
+
+// Merge is a merge point, A or I, and the proximities of its parts to it, all in the L1 norm. Those of parts that it
+// does not have are 0.
+type Merge struct {
+	Node      Node
+	Resid     float64   // the stream that enters
+	Attn      []float32 // head h and source j at h·T + j; 0 where there is no attention
+	FFN       float64
+	Bias      float64 // attention's output bias, norms' biases and, where it is apart, the FFN's
+	ValueBias float64 // where it is apart
+	floor     float64
+	total     float64
+	scale     float64 // 1 over the statistic of the norm behind attention
+}
+
+// What the public tool gives every part at least, and adds to every component.
+const (
+	compatFloor = 1e-5
+	compatShift = 1e-6
+)
+
+// OpenParts runs a prompt, or takes a row of a finished run, for decomposition. Close it.
+//
+// Errors wrap those of transformer.Model.Run or ErrParts.
+func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*Parts, error) {
+	if err := decomposable(m.Config); err != nil {
+		return nil, err
+	}
+	switch opts.ValueBias {
+	case InTerms, Apart, LeftOut:
+	default:
+		return nil, fmt.Errorf("%w with value bias %q", ErrParts, opts.ValueBias)
+	}
+	p := &Parts{Model: m, opts: opts, run: opts.Run, IDs: opts.IDs, merges: map[Node]*Merge{}}
+	if p.run == nil {
+		p.opts.Row, p.owned = 0, true
+		var err error
+		p.run, err = m.Run(ctx, [][]int{opts.IDs}, transformer.Capture{Sites: PartsSites()})
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	if opts.Row < 0 || opts.Row >= p.run.Rows() {
+		return nil, fmt.Errorf("%w of row %d: the run has %d", ErrParts, opts.Row, p.run.Rows())
+	}
+	for _, s := range PartsSites() {
+		for l := range m.Config.Layers {
+			if !p.run.Has(s, l) {
+				return nil, fmt.Errorf("%w: the run did not capture %s of layer %d", ErrParts, s, l)
+			}
+		}
+	}
+	p.IDs = p.run.IDs[opts.Row]
+	return p, nil
+}
+
+// decomposable refuses models with sublayers that are no sum of parts. All of today's are one.
+func decomposable(c *transformer.Config) error {
+	if c.Layout < transformer.Sequential || c.Layout > transformer.PostNorm {
+		return fmt.Errorf("%w: %s has blocks of an unknown layout", ErrParts, c.Family)
+	}
+	return nil
+}
+
+// Close frees the run, if OpenParts made it.
+func (p *Parts) Close() {
+	if p.owned {
+		p.run.Close()
+	}
+}
+
+// Tokens is the length of the prompt.
+func (p *Parts) Tokens() int { return len(p.IDs) }
+
+// Parallel reports whether attention and FFN write into one merge point, I; otherwise attention writes into A.
+func (p *Parts) Parallel() bool { return p.Model.Config.Layout.IsParallel() }
+
+// At gives merge points of a kind (AttnNode or BlockNode) at some positions of a layer.
+func (p *Parts) At(ctx context.Context, kind NodeKind, layer int, positions []int) ([]*Merge, error) {
+	var missing []int
+	for _, t := range positions {
+		n := Node{kind, layer, t}
+		if kind != AttnNode && kind != BlockNode {
+			return nil, fmt.Errorf("%w: nothing merges at %s", ErrParts, n)
+		}
+		if err := n.within(p.Model.Config.Layers, p.Tokens(), p.Parallel()); err != nil {
+			return nil, err
+		}
+		if p.merges[n] == nil && !slices.Contains(missing, t) {
+			missing = append(missing, t)
+		}
+	}
+	if len(missing) > 0 {
+		l := &layerParts{Parts: p, kind: kind, layer: layer}
+		if err := l.compute(ctx, missing); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]*Merge, len(positions))
+	for i, t := range positions {
+		out[i] = p.merges[Node{kind, layer, t}]
+	}
+	return out, nil
+}
+
+// state is a vector of a site at a position of the row.
+func (p *Parts) state(s transformer.Site, layer, position int) ([]float64, error) {
+	t, err := p.run.Tensor(s, layer)
+	if err != nil {
+		return nil, err
+	}
+	return float64s(t.At(p.opts.Row, position).Data), nil
+}
+
+// overlap is ‖y‖₁ − ‖y − z‖₁ without the difference of two large sums, at least 0: Σ_k min(s_k·z_k, 2·|y_k| − s_k·z_k).
+func overlap(z, y []float64, shift float64) float64 {
+	sum := 0.0
+	for k, v := range y {
+		along := z[k] + shift
+		if v < 0 {
+			along = -along
+		}
+		sum += math.Min(along, 2*math.Abs(v)-along)
+	}
+	return max(0, sum)
+}
+
+// finish checks a merge point and sums its proximities up.
+func (m *Merge) finish() error {
+	m.total = m.at(m.Resid) + m.Bias + m.ValueBias
+	if m.Node.Kind == BlockNode {
+		m.total += m.at(m.FFN)
+	}
+	for _, v := range m.Attn {
+		m.total += m.at(float64(v))
+	}
+	if math.IsNaN(m.total) || math.IsInf(m.total, 0) {
+		return fmt.Errorf("%w of layer %d, position %d: NaN or infinity in the run", ErrParts, m.Node.Layer, m.Node.Position)
+	}
+	return nil
+}
+
+// at is a proximity with the floor of comparisons.
+func (m *Merge) at(prox float64) float64 { return max(prox, m.floor) }
+
+// Degenerate reports whether every part points away from the sum: all shares are 0.
+func (m *Merge) Degenerate() bool { return m.total == 0 }
+
+// Share of a part with the proximity prox.
+func (m *Merge) Share(prox float64) float64 {
+	if m.total == 0 {
+		return 0
+	}
+	return m.at(prox) / m.total
+}
