@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/engram-go/engram/editing"
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
@@ -90,6 +91,7 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
+		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
