@@ -137,7 +137,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(),
-		a.traceCommand(),
+		a.traceCommand(), a.statsCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root
