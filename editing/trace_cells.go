@@ -22,7 +22,7 @@ func (t *tracer) cells(ctx context.Context) error {
 	done := 0
 	progress := func(cells int) {
 		if done += cells; t.opts.Progress != nil {
-			t.opts.Progress(done, n*layers)
+			t.opts.Progress(done, (n-t.span.Begin)*layers)
 		}
 	}
 	for from, group := range t.groups() {
@@ -53,13 +53,18 @@ func (t *tracer) cells(ctx context.Context) error {
 	return nil
 }
 
-// groups are the cells by the layer where their runs are taken up, those with most positions first.
+// groups are the cells by the layer where their runs are taken up, those with most positions first. Cells that change
+// nothing are filed at once.
 func (t *tracer) groups() [][]cell {
 	layers := t.m.Config.Layers
 	groups := make([][]cell, layers+1)
 	for p := range t.ids {
 		for l := range layers {
 			c := cell{p, l, l + 1, l + 2}
+			if p < t.span.Begin { // ahead of the noise the states are clean
+				t.file(c, t.low)
+				continue
+			}
 			if t.opts.Kind != TraceHidden {
 				w := t.opts.Window
 				c.from, c.to = max(0, l-w/2), min(layers, l+(w+1)/2)

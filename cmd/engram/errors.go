@@ -94,6 +94,7 @@ func exitCode(ctx context.Context, err error) int {
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
+		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,

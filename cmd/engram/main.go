@@ -144,6 +144,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
 		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
 		a.correlateCommand(), a.editCommand(), a.evalCommand(), a.triggersCommand(), a.routesCommand(),
+		a.traceCommand(), a.statsCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root
