@@ -16,17 +16,17 @@ import (
 )
 
 type routesFlags struct {
-	prompt            promptFlags
-	root, mode        string
-	tau, mass         float64
-	k, tokens         int
-	valueBias         string
-	format, out       string
-	weightsOut        string
-	force             bool
-	roots             []routes.Node
-	cut               routes.Threshold
-	conventions, meta map[string]string
+	prompt      promptFlags
+	root, mode  string
+	tau, mass   float64
+	k, tokens   int
+	valueBias   string
+	format, out string
+	weightsOut  string
+	force       bool
+	roots       []routes.Node
+	cut         routes.Threshold
+	conventions map[string]string
 }
 
 func routesFormats() []string { return []string{"text", "json", "dot", "svg", "png", "html"} }
