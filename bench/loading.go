@@ -56,19 +56,27 @@ func watch(pid int) (peak func() int64) {
 	go func() {
 		defer close(done)
 		for {
-			status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-			_, line, found := strings.Cut(string(status), "VmHWM:")
-			if err != nil || !found { // ended, or not Linux
+			mib, ok := resident(pid)
+			if !ok { // ended, or not Linux
 				return
 			}
-			var kib int64
-			if _, err := fmt.Sscan(line, &kib); err == nil {
-				most = max(most, kib>>10)
-			}
+			most = max(most, mib)
 			time.Sleep(2 * time.Millisecond)
 		}
 	}()
 	return func() int64 { <-done; return most }
+}
+
+// resident is the largest resident size of a process so far, in MiB.
+func resident(pid int) (mib int64, ok bool) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, line, found := strings.Cut(string(status), "VmHWM:")
+	if err != nil || !found {
+		return 0, false
+	}
+	var kib int64
+	_, err = fmt.Sscan(line, &kib)
+	return kib >> 10, err == nil
 }
 
 func bound(format string, v float64) string {

@@ -36,7 +36,7 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this; loading: memory and start-up instead")
+	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, or index")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
@@ -61,6 +61,7 @@ func jobs() []job {
 		{name: "forward 1x64", bound: 1.2, peer: "forward 1 64", ours: forward(1, 64)},
 		{name: "forward + VJP 10x32", bound: 1.2, peer: "gradient 10 32", ours: gradient(10, 32)},
 		{name: "forward + VJP 1x64", bound: 1.3, peer: "gradient 1 64", ours: gradient(1, 64)},
+		{name: "knowledge neurons behind 32 tokens", bound: 0.33, peer: "knowledge 32 20", ours: knowledge(32)},
 		{name: "resume (L/2,T/2) of 10x64, against a full run", bound: 0.35, ours: resume(10, 64), other: forward(10, 64)},
 	}
 }
@@ -70,8 +71,11 @@ func bench(dir, name string, threads, rounds int, only string) error {
 	if err != nil {
 		return err
 	}
-	if only == "loading" {
+	switch only {
+	case "loading":
 		return loading(filepath.Join(dir, "gpt2-4gib"))
+	case "index":
+		return index(be, filepath.Join(dir, "gpt2-medium"), threads)
 	}
 	if err := compareAll(be, filepath.Join(dir, "gpt2-small"), &small, jobs(), threads, rounds, only); err != nil {
 		return err

@@ -1,9 +1,10 @@
 """Times eager PyTorch on a checkpoint, one job a line on standard input, seconds on standard output.
 
 usage: peer.py CHECKPOINT THREADS
-jobs: forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate)
+jobs: forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate) · knowledge T STEPS
 forward computes logits of the last position only, as engram does; gradient adds the backward pass for activations
-(weights need no gradient) from logit 7 − logit 11 at the last position of every row.
+(weights need no gradient) from logit 7 − logit 11 at the last position of every row. knowledge is captum's way to integrated gradients of log P(7) by the coefficients of the
+last position: for each layer a whole forward pass with a row for each step, and a backward pass to that layer.
 """
 import json, os, sys, time
 
@@ -42,7 +43,27 @@ def generate(n, *prompt):
         return model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, min_new_tokens=n, do_sample=False)
 
 
-jobs = {"forward": forward, "gradient": gradient, "generate": generate}
+def knowledge(t, steps):
+    blocks, out = model.transformer.h, []
+    x = ids(1, t)
+    kept = {}
+    hooks = [b.mlp.c_proj.register_forward_pre_hook(lambda _, a, l=l: kept.__setitem__(l, a[0][0, -1])) for l, b in enumerate(blocks)]
+    with torch.no_grad():
+        model(input_ids=x, use_cache=False, logits_to_keep=1)
+    for h in hooks:
+        h.remove()
+    alpha = ((torch.arange(steps) + 0.5) / steps)[:, None]
+    for l, b in enumerate(blocks):
+        scaled = (alpha * kept[l]).requires_grad_(True)
+        hook = b.mlp.c_proj.register_forward_pre_hook(lambda _, a: (torch.cat([a[0][:, :-1], scaled[:, None]], 1),))
+        logits = model(input_ids=x.expand(steps, -1), use_cache=False, logits_to_keep=1).logits[:, -1]
+        hook.remove()
+        grad, = torch.autograd.grad(torch.log_softmax(logits, -1)[:, 7].sum(), scaled)
+        out.append(kept[l] * grad.mean(0))
+    return torch.stack(out)
+
+
+jobs = {"forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge}
 print("ready", torch.__version__, transformers.__version__, flush=True)
 for line in sys.stdin:
     name, *args = line.split()

@@ -205,7 +205,7 @@ func (t *tracer) start(ctx context.Context) (err error) {
 		return err
 	}
 	last := logits.At(0, len(t.ids)-1).Data
-	answer, high := argmax(last)
+	answer, high := mostProbable(last)
 	if math.IsNaN(high) {
 		return fmt.Errorf("%w: the model predicts numbers that are not finite", ErrTrace)
 	}
@@ -230,8 +230,8 @@ func tokenText(m *transformer.Model, id int) string {
 	return display.Token(m.Tokenizer.Bytes(id))
 }
 
-// argmax is the most probable token and its probability.
-func argmax(logits []float32) (id int, prob float64) {
+// mostProbable is the most probable token and its probability.
+func mostProbable(logits []float32) (id int, prob float64) {
 	for i, v := range logits {
 		if v > logits[id] {
 			id = i

@@ -52,5 +52,5 @@ func ExampleHint() {
 	fmt.Println(loader.Hint(err))
 	// Output:
 	// load no/such/folder: no such folder, and not a name on the hub
-	// a model is a folder with config.json, owner/name[@revision] on the hub, or one of the embedded: stories
+	// a model is a folder with config.json, owner/name[@revision] on the hub, or one of the embedded: demo, stories
 }

@@ -15,20 +15,37 @@ import (
 	"github.com/engram-go/engram/loader/embedded"
 )
 
-// The embedded checkpoint is the default and has the shape its README tells.
+// The embedded checkpoints have the shapes that their READMEs tell; demo is the default.
 func TestInspectEmbedded(t *testing.T) {
-	for _, name := range []string{"", "stories"} {
+	// llama2.c's header: width 64, hidden 172, 5 layers, 8 heads over 4, 512 tokens, tied.
+	stories := int64(512*64 + 5*(64*64+2*64*32+64*64+3*64*172+2*64) + 64)
+	// GPT-2's shape: width 192, 8 layers, 4096 tokens, 96 positions, tied.
+	demo := int64((4096+96)*192 + 8*(12*192*192+13*192) + 2*192)
+	for name, want := range map[string]struct {
+		name, family, dtype string
+		layers              int
+		parameters          int64
+	}{
+		"":        {"demo", "gpt2", "F16", 8, demo},
+		"demo":    {"demo", "gpt2", "F16", 8, demo},
+		"stories": {"stories", "llama", "F32", 5, stories},
+	} {
 		info, err := Inspect(t.Context(), name, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		// llama2.c's header: width 64, hidden 172, 5 layers, 8 heads over 4, 512 tokens, tied.
-		layer := 64*64 + 2*64*32 + 64*64 + 3*64*172 + 2*64
-		want := int64(512*64 + 5*layer + 64)
-		if info.Name != "stories" || info.Family != "llama" || info.Config.Layers != 5 || info.Parameters != want ||
-			info.DType != "F32" || !info.Tied || len(info.Files) != 1 || len(info.Fingerprint) != 64 {
-			t.Errorf("%+v, want %d parameters", info, want)
+		if info.Name != want.name || info.Family != want.family || info.Config.Layers != want.layers ||
+			info.Parameters != want.parameters || info.DType != want.dtype || !info.Tied || len(info.Files) != 1 ||
+			len(info.Fingerprint) != 64 {
+			t.Errorf("%q: %+v, want %+v", name, info, want)
 		}
+	}
+	size := 0
+	for _, data := range embedded.Files("demo") {
+		size += len(data)
+	}
+	if demo > 5_000_000 || size > 12_000_000 {
+		t.Errorf("the demo model has %d parameters in %d bytes", demo, size)
 	}
 }
 
@@ -43,7 +60,7 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	if m.Name != "stories" || m.DType != "F32" || len(m.Fingerprint) != 64 || m.Tokenizer.VocabSize() != 512 {
+	if m.Name != "demo" || m.DType != "F16" || len(m.Fingerprint) != 64 || m.Tokenizer.VocabSize() != 4096 {
 		t.Errorf("%q, %s, %s, %d tokens", m.Name, m.DType, m.Fingerprint, m.Tokenizer.VocabSize())
 	}
 }

@@ -107,11 +107,13 @@ func (c *coefficients) ofExperts(row, position int) ([]subUpdate, error) {
 
 // value is a memory's effective value at a position, in memory of its own.
 func (c *coefficients) value(index, row, position int) ([]float32, error) {
-	v, err := c.m.Value(transformer.Neuron{Layer: c.layer, Index: index})
-	if err != nil || c.gain == nil {
-		return v, err
+	if c.values == nil {
+		return c.m.Value(transformer.Neuron{Layer: c.layer, Index: index})
 	}
-	c.effective(v, v, c.scale(row, position))
+	v := append([]float32(nil), c.values.At(index).Data...)
+	if c.gain != nil {
+		c.effective(v, v, c.scale(row, position))
+	}
 	return v, nil
 }
 

@@ -5,13 +5,26 @@
 // input of the down projection, and adds the sub-update m_i·v_i to the residual stream. Each probe is one function
 // with an options struct and a result struct, which is what the command prints with --json:
 //
-//	Predict      what comes next
-//	Activations  what stood at the sites of a run, and gradients there, as a file
-//	Lens         what the residual stream would predict before and after each sublayer
-//	Updates      which memories moved a prompt's residual stream most, and towards which tokens
-//	Values       which tokens the value of a memory stands for
-//	Effect       what interventions on memories, heads and directions do to a prompt
-//	Direction    a vector to steer along
+//	Predict           what comes next
+//	Activations       what stood at the sites of a run, and gradients there, as a file
+//	Lens              what the residual stream would predict before and after each sublayer
+//	TunedLens         maps of states to what the model will predict, trained
+//	JacobianLens      maps of states to what they dispose the model to say, averaged
+//	FutureLens        maps of states to what the model will predict later, fitted
+//	Patchscope        what a state makes the model say elsewhere
+//	Updates           which memories moved a prompt's residual stream most, and towards which tokens
+//	Saturation        at which layer predictions settle in a corpus, and what settles them
+//	EarlyExit         leaving the model where its dominant memories have decided
+//	Values            which tokens the value of a memory stands for
+//	Effect            what interventions on memories, heads and directions do to a prompt
+//	Direction         a vector to steer along
+//	KnowledgeNeurons  the memories that carry a fact
+//	BuildIndex        which tokens every value stands for, as a file; Search finds memories in it by tokens
+//	Links             what drives a memory and what it drives, by weights alone
+//	Directions        what the values of a layer have in common, as tokens
+//	Clusters          which memories stand for similar tokens
+//	Diff              in which memories two models differ
+//	Correlate         the linear map between what is predicted behind two prompts
 //
 // Ranks count from 0, the most probable token; equals are ordered by ascending id. Entropies are in nats.
 package probes

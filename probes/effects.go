@@ -15,18 +15,19 @@ type effects struct {
 	statistic float64     // of the final norm at the position
 }
 
+// gainProjector is what effects on logits need; nil where more than a norm stands before the unembedding.
+func gainProjector(m *transformer.Model) (*projector, error) {
+	if m.Config.HeadDense || m.Config.EmbedWidth != m.Config.Width {
+		return nil, nil
+	}
+	return newProjector(m, Gain)
+}
+
 // newEffects prepares effects on tokens; final is the residual stream [d] after the last block.
-func newEffects(m *transformer.Model, ids []int, final []float32) (*effects, error) {
+func newEffects(m *transformer.Model, gain *projector, ids []int, final []float32) (*effects, error) {
 	e := &effects{ids: ids, statistic: normStatistic(m.Config, final)}
 	if m.Config.EmbedWidth != m.Config.Width {
 		return e, nil
-	}
-	var gain *projector
-	if !m.Config.HeadDense {
-		var err error
-		if gain, err = newProjector(m, Gain); err != nil {
-			return nil, err
-		}
 	}
 	for _, id := range ids {
 		row, err := m.Unembedding(id)
@@ -130,13 +131,17 @@ func (u *updates) prepare(ctx context.Context, out *UpdatesResult) error {
 	if err != nil {
 		return err
 	}
+	gain, err := gainProjector(u.m)
+	if err != nil {
+		return err
+	}
 	for i := range out.Positions {
 		at := &out.Positions[i]
 		var targets []int
 		for _, t := range r.Positions[i].States[0].Targets {
 			targets = append(targets, t.ID)
 		}
-		e, err := newEffects(u.m, targets, last.At(0, at.Position).Data)
+		e, err := newEffects(u.m, gain, targets, last.At(0, at.Position).Data)
 		if err != nil {
 			return err
 		}

@@ -89,6 +89,16 @@ func (f file) floats(name string) ([]int, []float64) {
 	return x.Shape, out
 }
 
+// bytes are the elements of a tensor of flags.
+func (f file) bytes(name string) []byte {
+	f.t.Helper()
+	x, err := f.f.Tensor(name)
+	if err != nil || x.DType != safetensors.U8 {
+		f.t.Fatalf("%s is %s: %v", name, x.DType, err)
+	}
+	return x.Data
+}
+
 // rows cuts a tensor's elements into rows of its last axis.
 func (f file) rows(name string) [][]float64 {
 	f.t.Helper()

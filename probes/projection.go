@@ -21,10 +21,14 @@ const (
 	Gain         Norm = "gain"          // E·(g ⊙ u); with LayerNorm E·(g ⊙ (u − mean u)). Linear in u
 	GainNoCenter Norm = "gain-nocenter" // E·(g ⊙ u) with LayerNorm too
 	Full         Norm = "full"          // E·FinalNorm(u), with the vector's own statistics, and β
+	// Cached is gain's projection over the statistic that the final norm finds at a position of a prompt. It is what u
+	// adds to the logits there: over everything that was added to the residual stream it sums to the logits less E·β and
+	// the unembedding's bias.
+	Cached Norm = "cached"
 )
 
 // Norms lists the conventions.
-func Norms() []Norm { return []Norm{Raw, Gain, GainNoCenter, Full} }
+func Norms() []Norm { return []Norm{Raw, Gain, GainNoCenter, Full, Cached} }
 
 // ErrNorm is wrapped by errors about conventions that do not exist, or not for a model.
 var ErrNorm = errors.New("no such projection norm")
@@ -62,6 +66,7 @@ type projector struct {
 	m          *transformer.Model
 	norm       Norm
 	gain, bias []float32 // of the final norm; nil stands for ones and zeros
+	statistic  float64   // what Cached divides by
 }
 
 func newProjector(m *transformer.Model, norm Norm) (*projector, error) {
@@ -70,6 +75,9 @@ func newProjector(m *transformer.Model, norm Norm) (*projector, error) {
 	}
 	if _, err := ParseNorm(string(norm)); err != nil {
 		return nil, err
+	}
+	if norm == Cached {
+		return nil, fmt.Errorf("%w: cached depends on a position of a prompt; gain orders tokens the same way", ErrNorm)
 	}
 	p := &projector{m: m, norm: norm}
 	if m.Config.HeadDense {
@@ -93,24 +101,71 @@ func newProjector(m *transformer.Model, norm Norm) (*projector, error) {
 	return p, err
 }
 
+// newCachedProjector projects by Cached, with the final norm's statistic at a position.
+func newCachedProjector(m *transformer.Model, statistic float64) (*projector, error) {
+	p, err := newProjector(m, Gain)
+	if err == nil {
+		p.norm, p.statistic = Cached, statistic
+	}
+	return p, err
+}
+
+// newProjectorAt is newProjector for conventions that may depend on a prompt: Cached takes its last position.
+func newProjectorAt(ctx context.Context, m *transformer.Model, norm Norm, prompt []int) (*projector, error) {
+	if norm != Cached || len(prompt) == 0 {
+		return newProjector(m, norm)
+	}
+	last := m.Config.Layers - 1
+	run, err := m.Run(ctx, [][]int{prompt}, transformer.Capture{
+		Sites: []transformer.Site{transformer.ResidPost}, Layers: []int{last}, Positions: []int{-1},
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer run.Close()
+	x, err := run.Tensor(transformer.ResidPost, last)
+	if err != nil {
+		return nil, err
+	}
+	return newCachedProjector(m, finalStatistic(m.Config, x.At(0, 0).Data))
+}
+
+// finalStatistic is what the final norm divides a state of the residual stream [d] by.
+func finalStatistic(c *transformer.Config, x []float32) float64 {
+	if !c.FinalNorm {
+		return 1
+	}
+	if c.Norm.Kind != transformer.LayerNorm {
+		return rms(x, c.Norm.Epsilon)
+	}
+	centred := slices.Clone(x)
+	center(centred)
+	return rms(centred, c.Norm.Epsilon)
+}
+
+// center takes the mean off a vector.
+func center(x []float32) {
+	mean := 0.0
+	for _, v := range x {
+		mean += float64(v) / float64(len(x))
+	}
+	for i := range x {
+		x[i] -= float32(mean)
+	}
+}
+
 // linear reports whether projecting a multiple of a vector gives that multiple of its projection.
 func (p *projector) linear() bool { return p.norm != Full }
 
 // project gives the projections [n,V] of vectors [n,d].
 func (p *projector) project(ctx context.Context, vectors *transformer.Tensor) (*transformer.Tensor, error) {
-	n, width := vectors.Shape[0], p.m.Config.Width
+	n := vectors.Shape[0]
 	out := transformer.NewTensor(n, p.m.Config.Vocab)
 	for from := 0; from < n; from += lensRows {
 		if err := context.Cause(ctx); err != nil {
 			return nil, fmt.Errorf("stopped at vector %d of %d: %w", from, n, err)
 		}
-		to := min(from+lensRows, n)
-		part := transformer.NewTensor(to-from, width)
-		for i := range to - from {
-			p.prepare(part.At(i).Data, vectors.At(from+i).Data)
-		}
-		raw := !(p.m.Config.HeadDense && p.norm == Full)
-		logits, err := p.m.Unembed(part, raw)
+		logits, err := p.m.Unembed(p.states(rowsOf(vectors, from, min(from+lensRows, n))), p.raw())
 		if err != nil {
 			return nil, err
 		}
@@ -119,25 +174,39 @@ func (p *projector) project(ctx context.Context, vectors *transformer.Tensor) (*
 	return out, nil
 }
 
-// prepare writes into dst what is multiplied by the unembedding.
+// rowsOf are the rows [from,to) of a tensor, sharing its memory.
+func rowsOf(t *transformer.Tensor, from, to int) *transformer.Tensor {
+	width := len(t.Data) / max(1, t.Shape[0])
+	return &transformer.Tensor{Shape: []int{to - from, width}, Data: t.Data[from*width : to*width]}
+}
+
+// raw reports whether states are multiplied by the unembedding and nothing else; only BERT's head is not linear.
+func (p *projector) raw() bool { return !(p.m.Config.HeadDense && p.norm == Full) }
+
+// states are what of vectors [n,d] is multiplied by the unembedding, [n,d].
+func (p *projector) states(vectors *transformer.Tensor) *transformer.Tensor {
+	out := transformer.NewTensor(vectors.Shape...)
+	for i := range vectors.Shape[0] {
+		p.prepare(out.At(i).Data, vectors.At(i).Data)
+	}
+	return out
+}
+
+// prepare writes into dst what of u is multiplied by the unembedding.
 func (p *projector) prepare(dst, u []float32) {
 	copy(dst, u)
 	if p.norm == Raw || p.m.Config.HeadDense || !p.m.Config.FinalNorm {
 		return
 	}
-	kind := p.m.Config.Norm.Kind
-	if kind == transformer.LayerNorm && p.norm != GainNoCenter {
-		mean := 0.0
-		for _, v := range u {
-			mean += float64(v) / float64(len(u))
-		}
-		for i := range dst {
-			dst[i] -= float32(mean)
-		}
+	if p.m.Config.Norm.Kind == transformer.LayerNorm && p.norm != GainNoCenter {
+		center(dst)
 	}
 	scale := 1.0
-	if p.norm == Full {
+	switch p.norm {
+	case Full:
 		scale = 1 / rms(dst, p.m.Config.Norm.Epsilon)
+	case Cached:
+		scale = 1 / p.statistic
 	}
 	for i := range dst {
 		dst[i] = float32(float64(dst[i])*scale) * p.gain[i]

@@ -13,8 +13,9 @@ import (
 // ValuesOptions say which values to project. Only Neurons is needed.
 type ValuesOptions struct {
 	Neurons []transformer.Neuron
-	Norms   []Norm // conventions; nil means all that the model has
+	Norms   []Norm // conventions; nil means all that the model has, and Cached only with a prompt
 	Top     int    // tokens at each end; 0 means 10
+	IDs     []int  // a prompt, at whose last position Cached takes the statistic of the final norm
 }
 
 // ValuesResult is what the values of some memories stand for.
@@ -50,42 +51,72 @@ func Values(ctx context.Context, m *transformer.Model, opts ValuesOptions) (*Val
 	if opts.Top == 0 {
 		opts.Top = 10
 	}
-	vectors := transformer.NewTensor(len(opts.Neurons), m.Config.Width)
-	out := &ValuesResult{}
-	for i, n := range opts.Neurons {
-		if n.Layer < 0 || n.Layer >= m.Config.Layers || n.Index < 0 || n.Index >= m.Config.Memories(n.Layer) {
-			return nil, fmt.Errorf("%w: %s, the model has %s", ErrNeuron, n, memoriesOf(m.Config, n.Layer))
-		}
-		v, err := m.Value(n)
-		if err != nil {
+	out := &ValuesResult{Values: make([]ValueProjection, len(opts.Neurons))}
+	for _, n := range opts.Neurons {
+		if err := checkNeuron(m.Config, n); err != nil {
 			return nil, err
 		}
-		copy(vectors.At(i).Data, v)
-		out.Values = append(out.Values, ValueProjection{Neuron: n.String(), Norm: length(v)})
 	}
 	norms := opts.Norms
 	if norms == nil {
-		norms = normsOf(m.Config)
+		if norms = normsOf(m.Config); len(opts.IDs) > 0 && !m.Config.HeadDense {
+			norms = append(norms, Cached)
+		}
 	}
+	var list []*projector
 	for _, norm := range norms {
-		p, err := newProjector(m, norm)
+		p, err := newProjectorAt(ctx, m, norm, opts.IDs)
 		if err != nil {
 			return nil, err
 		}
+		list = append(list, p)
+	}
+	for from := 0; from < len(opts.Neurons); from += lensRows {
+		to := min(from+lensRows, len(opts.Neurons))
+		if err := projectValues(ctx, m, list, opts.Neurons[from:to], out.Values[from:to], opts.Top); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// projectValues fills in a few values by every convention.
+func projectValues(
+	ctx context.Context, m *transformer.Model, list []*projector, neurons []transformer.Neuron, out []ValueProjection,
+	top int,
+) error {
+	vectors := transformer.NewTensor(len(neurons), m.Config.Width)
+	for i, n := range neurons {
+		v, err := m.Value(n)
+		if err != nil {
+			return err
+		}
+		copy(vectors.At(i).Data, v)
+		out[i] = ValueProjection{Neuron: n.String(), Norm: length(v)}
+	}
+	for _, p := range list {
 		logits, err := p.project(ctx, vectors)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		for i := range out.Values {
+		for i := range out {
 			row := logits.At(i).Data
 			r := transformer.ReadLogits(row, transformer.ReadoutOptions{})
-			out.Values[i].Projections = append(out.Values[i].Projections, Projection{
-				Norm: p.norm, Top: p.extremes(row, opts.Top, false), Bottom: p.extremes(row, opts.Top, true),
+			out[i].Projections = append(out[i].Projections, Projection{
+				Norm: p.norm, Top: p.extremes(row, top, false), Bottom: p.extremes(row, top, true),
 				MaxProb: math.Exp(float64(slices.Max(row)) - r.LogSumExp),
 			})
 		}
 	}
-	return out, nil
+	return nil
+}
+
+// checkNeuron refuses memories that a model does not have.
+func checkNeuron(c *transformer.Config, n transformer.Neuron) error {
+	if n.Layer < 0 || n.Layer >= c.Layers || n.Index < 0 || n.Index >= c.Memories(n.Layer) {
+		return fmt.Errorf("%w: %s, the model has %s", ErrNeuron, n, memoriesOf(c, n.Layer))
+	}
+	return nil
 }
 
 // normsOf are the conventions that differ from each other for a model.

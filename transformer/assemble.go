@@ -82,6 +82,9 @@ func (w *weightStore) fill(dst []float32, wt weight, layer int, back bool) error
 			offset += wt.outs[i]
 		}
 	}
+	if wt.kind == matrix && wt.slots[0] == SlotDown {
+		w.change(dst, layer, wt.in, wt.out, back)
+	}
 	return nil
 }
 

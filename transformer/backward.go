@@ -59,15 +59,17 @@ func (b *block) backPost(v *Node, c *cuts, grads nodes) split {
 	grads[string(ResidPost)] = v
 	v = b.before(ResidPost, v)
 	if b.cfg.Layout == PostNorm {
-		total := Add(c.mid, b.at(FFNOut, c.down))
+		total := Add(c.mid, b.at(FFNOut, b.at(DownOut, c.down)))
 		v = pull(b.norm(total, SlotFFNPostNorm), v, total)[0]
 	}
 	grads[string(FFNOut)] = v
 	d := b.before(FFNOut, v)
 	if b.cfg.Layout == Sandwich || b.cfg.Layout == OutputNorm {
-		d = pull(b.norm(c.down, SlotFFNPostNorm), d, c.down)[0]
+		out := b.at(DownOut, c.down)
+		d = pull(b.norm(out, SlotFFNPostNorm), d, out)[0]
 	}
-	return split{stream: v, ffn: d}
+	grads[string(DownOut)] = d
+	return split{stream: v, ffn: b.before(DownOut, d)}
 }
 
 // backFFN goes from the raw down projection to ffn_in.

@@ -146,6 +146,7 @@ func (b *block) ffnIn(x, normed, mid *Node) *Node {
 
 // ffnOut is what the FFN adds to the stream.
 func (b *block) ffnOut(down *Node) *Node {
+	down = b.at(DownOut, down)
 	if b.cfg.Layout == Sandwich || b.cfg.Layout == OutputNorm {
 		down = b.norm(down, SlotFFNPostNorm)
 	}

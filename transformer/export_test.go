@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/gomlx/compute"
+	"github.com/gomlx/gomlx/core/graph"
 	"github.com/gomlx/gomlx/core/tensors"
 )
 
@@ -146,6 +147,28 @@ func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]i
 func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
 	p := pack(&from, total, n, slots)
 	return len(p.baseRows), p.shared
+}
+
+// Ratios are ratio and meanRatio at a number.
+func (a Activation) Ratios(be compute.Backend, x float64) (ratio, mean float64, err error) {
+	exec, err := graph.NewExec(be, func(x *graph.Node) (*graph.Node, *graph.Node) { return a.ratio(x), a.meanRatio(x) })
+	if err != nil {
+		return 0, 0, err
+	}
+	defer exec.Finalize()
+	out, err := exec.Call([]float32{float32(x)})
+	if err != nil {
+		return 0, 0, err
+	}
+	var got [2]float64
+	for i, t := range out {
+		d, err := download(t)
+		if err != nil {
+			return 0, 0, err
+		}
+		got[i] = float64(d.Data[0])
+	}
+	return got[0], got[1], nil
 }
 
 // CompileAlways makes the model compile special programs at their first use.

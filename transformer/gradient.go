@@ -63,7 +63,13 @@ type GradientOptions struct {
 	Sites    []Site // any block site
 	Layers   []int  // nil means all that the run computed
 	Position int    // of the logits, counted from the row's end when negative; 0 means the last position
+	// Reads, unless nil, are the places whose logits the objective reads, in place of Position at every row: it is
+	// called with the index of the read instead of the row, and Gradients.Values has one number for each.
+	Reads []Read
 }
+
+// Read is a position of a row.
+type Read struct{ Row, Position int }
 
 // Gradients are derivatives of Σ_rows objective by what stood at sites of a run, after any interventions there.
 type Gradients struct {
@@ -83,13 +89,41 @@ var ErrGradient = errors.New("no gradient")
 // Gradient differentiates an objective of the logits, block by block from the top, through the cut points that a run
 // with Capture.Cuts kept. A resumed run is differentiated over its quadrant: what lies before it is constant.
 func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts GradientOptions) (*Gradients, error) {
+	if of == nil {
+		return nil, fmt.Errorf("%w: no objective", ErrGradient)
+	}
+	return m.gradient(ctx, r, opts, func(g *Gradients) (*tensors.Tensor, error) {
+		return m.backHead(r, of, opts.reads(r), g)
+	})
+}
+
+// GradientFrom differentiates Σ v·x, where x [rows, positions, d] is the residual stream after the last block: with a
+// single 1 in v it gives a row of the Jacobian of x by what stood at a site. Everything else is as in Gradient;
+// Position and Reads are ignored.
+func (m *Model) GradientFrom(ctx context.Context, r *Run, v *Tensor, opts GradientOptions) (*Gradients, error) {
+	return m.gradient(ctx, r, opts, func(*Gradients) (*tensors.Tensor, error) {
+		want := []int{r.Rows(), r.f.total - r.f.first, m.Config.Width}
+		if !slices.Equal(v.Shape, want) {
+			return nil, fmt.Errorf("%w from a cotangent of shape %v, want %v", ErrGradient, v.Shape, want)
+		}
+		out := NewTensor(r.f.rows, r.f.slots, m.Config.Width)
+		for row, ids := range r.IDs {
+			for p := r.f.begin(row); p < len(ids); p++ {
+				copy(out.Data[r.f.index(row, p)*m.Config.Width:][:m.Config.Width], v.At(row, p-r.f.first).Data)
+			}
+		}
+		return upload(m.backend, out.Data, out.Shape...)
+	})
+}
+
+// gradient takes the cotangent of the residual stream after the last block, in bucket shape, down the layers.
+func (m *Model) gradient(
+	ctx context.Context, r *Run, opts GradientOptions, top func(*Gradients) (*tensors.Tensor, error),
+) (*Gradients, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r == nil || r.model != m || !r.capture.Cuts || r.states == nil {
 		return nil, fmt.Errorf("%w: the run was not made by this model with Capture.Cuts, or is closed", ErrGradient)
-	}
-	if of == nil {
-		return nil, fmt.Errorf("%w: no objective", ErrGradient)
 	}
 	for _, s := range opts.Sites {
 		if !s.InBlock() || s == RouterIndices {
@@ -106,7 +140,7 @@ func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts Gradien
 	out := m.newRun(r.IDs, keep, nil, r.f)
 	out.from = r.from
 	g := &Gradients{run: out}
-	v, err := m.backHead(r, of, opts.Position, g)
+	v, err := top(g)
 	if err != nil {
 		return nil, err
 	}
@@ -138,20 +172,38 @@ func (o *GradientOptions) lowest() int {
 	return slices.Min(o.Layers)
 }
 
-// backHead computes the objective and its gradient by the residual stream after the last block, in bucket shape.
-func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*tensors.Tensor, error) {
-	c := m.Config
-	index := make([]int32, r.Rows())
+// reads are the places whose logits the objective reads.
+func (o *GradientOptions) reads(r *Run) []Read {
+	if o.Reads != nil {
+		return o.Reads
+	}
+	out := make([]Read, r.Rows())
 	for row, ids := range r.IDs {
-		p := position
+		p := o.Position
 		if p <= 0 {
 			p = len(ids) - max(1, -p)
 		}
-		if p < r.f.begin(row) || p >= len(ids) {
-			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d",
-				ErrGradient, position, row, r.f.begin(row), len(ids)-1)
+		out[row] = Read{row, p}
+	}
+	return out
+}
+
+// backHead computes the objective and its gradient by the residual stream after the last block, in bucket shape.
+func (m *Model) backHead(r *Run, of Objective, reads []Read, g *Gradients) (*tensors.Tensor, error) {
+	c := m.Config
+	if len(reads) == 0 {
+		return nil, fmt.Errorf("%w: nothing is read", ErrGradient)
+	}
+	index := make([]int32, len(reads))
+	for i, at := range reads {
+		if at.Row < 0 || at.Row >= r.Rows() {
+			return nil, fmt.Errorf("%w of row %d: the run has %d", ErrGradient, at.Row, r.Rows())
 		}
-		index[row] = int32(r.f.index(row, p))
+		if n := len(r.IDs[at.Row]); at.Position < r.f.begin(at.Row) || at.Position >= n {
+			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d",
+				ErrGradient, at.Position, at.Row, r.f.begin(at.Row), n-1)
+		}
+		index[i] = int32(r.f.index(at.Row, at.Position))
 	}
 	at, err := upload(m.backend, index, len(index), 1)
 	if err != nil {
@@ -168,16 +220,16 @@ func (m *Model) backHead(r *Run, of Objective, position int, g *Gradients) (*ten
 		return nil, err
 	}
 	cot := NewTensor(logits.Shape...)
-	for row := range r.IDs {
-		d := cot.At(row).Data
-		value, err := of.evaluate(row, logits.At(row).Data, d)
+	for i := range reads {
+		d := cot.At(i).Data
+		value, err := of.evaluate(i, logits.At(i).Data, d)
 		if err != nil {
 			return nil, err
 		}
 		g.Values = append(g.Values, value)
 		if c.LogitSoftcap != 0 {
-			for i, y := range logits.At(row).Data {
-				d[i] *= 1 - (y/float32(c.LogitSoftcap))*(y/float32(c.LogitSoftcap))
+			for j, y := range logits.At(i).Data {
+				d[j] *= 1 - (y/float32(c.LogitSoftcap))*(y/float32(c.LogitSoftcap))
 			}
 		}
 	}

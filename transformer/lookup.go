@@ -29,11 +29,16 @@ func (m *Model) Vector(s Slot, layer int) ([]float32, error) {
 
 // Unembedding is the row of the unembedding that a token's logit is the product with, [EmbedWidth], as the checkpoint
 // stores it.
-func (m *Model) Unembedding(id int) ([]float32, error) {
+func (m *Model) Unembedding(id int) ([]float32, error) { return m.tokenRow(SlotUnembed, id) }
+
+// Embedding is a token's row of the embedding, [EmbedWidth], as the checkpoint stores it, ahead of EmbedScale.
+func (m *Model) Embedding(id int) ([]float32, error) { return m.tokenRow(SlotEmbed, id) }
+
+func (m *Model) tokenRow(s Slot, id int) ([]float32, error) {
 	if id < 0 || id >= m.Config.Vocab {
 		return nil, fmt.Errorf("%w: %d, the vocabulary has %d", ErrTokenRange, id, m.Config.Vocab)
 	}
-	p := m.weights.bind[Place{SlotUnembed, -1}][0]
+	p := m.weights.bind[Place{s, -1}][0]
 	raw, err := m.weights.src.Tensor(p.Tensor)
 	if err != nil {
 		return nil, err

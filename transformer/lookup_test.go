@@ -107,3 +107,33 @@ func TestReadLogits(t *testing.T) {
 		t.Errorf("got %+v, want entropy %g", r, want)
 	}
 }
+
+// TestEmbeddingIsWhatEnters: a token's row of the embedding is what stands at the site embed, and in tied models the row
+// of the unembedding too.
+func TestEmbeddingIsWhatEnters(t *testing.T) {
+	for _, family := range []string{"gpt2", "llama", "gptj"} {
+		dir := filepath.Join("..", "testdata", "goldens", family)
+		m, err := loader.Open(t.Context(), dir, loader.Options{Backend: backendtest.Open(t, "go")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		run, err := m.Run(t.Context(), [][]int{{3, 9}}, transformer.Capture{Sites: []transformer.Site{transformer.Embed}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer run.Close()
+		want, err := run.Tensor(transformer.Embed, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.Embedding(9)
+		if err != nil || !slices.Equal(got, want.At(0, 1).Data) {
+			t.Errorf("%s: %v, %v", family, got, err)
+		}
+		out, err := m.Unembedding(9)
+		if err != nil || slices.Equal(got, out) != m.Config.Tied {
+			t.Errorf("%s, tied %t: the unembedding is %v, %v", family, m.Config.Tied, out, err)
+		}
+	}
+}

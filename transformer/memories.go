@@ -16,6 +16,19 @@ func (m *Model) Keys(layer int) (*Tensor, error) {
 	return m.weights.rows(SlotGate, layer, m.Config.Width)
 }
 
+// Ups are the up rows of a layer's memories, [D,d], which gated FFNs have beside their keys; nil in plain ones.
+func (m *Model) Ups(layer int) (*Tensor, error) {
+	switch {
+	case layer < 0 || layer >= m.Config.Layers:
+		return nil, fmt.Errorf("layer %d: the model has %d", layer, m.Config.Layers)
+	case m.Config.HasExperts(layer):
+		return m.weights.rows(SlotExpertUp, layer, m.Config.Width)
+	case m.Config.FFN.Kind == PlainFFN:
+		return nil, nil
+	}
+	return m.weights.rows(SlotUp, layer, m.Config.Width)
+}
+
 // Values are the values of a layer's memories, [D,d]: rows of the down matrix seen as D → d.
 func (m *Model) Values(layer int) (*Tensor, error) {
 	if layer < 0 || layer >= m.Config.Layers {
@@ -35,6 +48,9 @@ func (m *Model) Values(layer int) (*Tensor, error) {
 		c := copier{raw: raw, part: p}
 		c.matrix(out.Data[at*m.Config.Width:(at+d)*m.Config.Width], d, m.Config.Width, 0)
 		at += d
+	}
+	if slot == SlotDown {
+		m.weights.change(out.Data, layer, d, m.Config.Width, false)
 	}
 	return out, nil
 }
@@ -57,11 +73,14 @@ func (m *Model) Value(n Neuron) ([]float32, error) {
 	out := make([]float32, m.Config.Width)
 	if p.InOut {
 		widenTo(out, raw, index*m.Config.Width)
-		return out, nil
+	} else {
+		in := p.Shape[1]
+		for i := range out {
+			widenTo(out[i:i+1], raw, i*in+index)
+		}
 	}
-	in := p.Shape[1]
-	for i := range out {
-		widenTo(out[i:i+1], raw, i*in+index)
+	if slot == SlotDown {
+		m.weights.changeOne(out, n)
 	}
 	return out, nil
 }

@@ -262,6 +262,7 @@ func (b *refBlock) of(x []vec) []vec {
 	} else {
 		out = b.dense(in)
 	}
+	out = b.at(transformer.DownOut, out)
 	if normsOutput {
 		out = each(out, b.w.ffnPostNorm.of)
 	}

@@ -32,6 +32,7 @@ const (
 	RouterWeights Site = "router_weights" // [B,T,K] their weights
 	SharedCoef    Site = "shared_coef"    // [B,T,D] coefficients of the shared expert
 	SharedGate    Site = "shared_gate"    // [B,T,1] its sigmoid gate
+	DownOut       Site = "down_out"       // [B,T,d] output of the down projection, before any norm
 	FFNOut        Site = "ffn_out"        // [B,T,d] what the FFN adds to the residual stream
 	ResidPost     Site = "resid_post"     // [B,T,d] residual stream leaving the block
 	Final         Site = "final"          // [B,T,d] after the final norm: what the unembedding reads
@@ -42,7 +43,8 @@ const (
 func Sites() []Site {
 	return []Site{
 		Embed, ResidPre, Query, Key, Value, Pattern, HeadOut, AttnOut, ResidMid, FFNIn, RouterLogits,
-		RouterIndices, RouterWeights, Pre, GatePre, Up, Coef, SharedCoef, SharedGate, FFNOut, ResidPost, Final, Logits,
+		RouterIndices, RouterWeights, Pre, GatePre, Up, Coef, SharedCoef, SharedGate, DownOut, FFNOut,
+		ResidPost, Final, Logits,
 	}
 }
 

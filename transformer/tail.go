@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	. "github.com/gomlx/gomlx/core/graph"
-	)
+)
 
 // What of a run nobody asked for is not computed: layers above the last captured one, and in the last block the
 // positions that the head does not read.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gomlx/compute"
 	"github.com/gomlx/gomlx/core/tensors"
@@ -17,6 +18,7 @@ type weightStore struct {
 	bind   Bindings
 	src    Source
 	stream bool
+	deltas atomic.Pointer[[]Delta]
 
 	mu     sync.Mutex
 	onHand map[string]*tensors.Tensor // by weight name and layer

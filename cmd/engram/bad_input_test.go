@@ -59,7 +59,7 @@ func usageErrors(out string) []badInput {
 		{"lens --ids 1 --target x", exitUsage, "--target"},
 		{"memories", exitUsage, "no prompt"},
 		{"memories L0", exitUsage, `"L0" is not of the form`},
-		{"memories L0N1 --ids 1", exitUsage, "not both"},
+		{"memories L0N1 --ids 1 --position all", exitUsage, `not "all"`},
 		{"memories --ids 1 --layers 3-1", exitUsage, "--layers"},
 		{"memories --ids 1 --tokens 0", exitUsage, "--tokens"},
 		{"activations --ids 1", exitUsage, `"out" not set`},

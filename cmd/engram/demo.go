@@ -10,7 +10,7 @@ import (
 )
 
 // demoPrompt is what the demonstration runs on.
-const demoPrompt = "Once upon a time, there was a little girl named"
+const demoPrompt = "Eiffel Tower stands in the city of"
 
 // demoResult is the parts of the demonstration.
 type demoResult struct {

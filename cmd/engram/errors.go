@@ -13,6 +13,7 @@ import (
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
@@ -86,7 +87,8 @@ func exitCode(ctx context.Context, err error) int {
 		return exitDone
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &refusal{}) || is(fs.ErrExist, loader.ErrExists):
+	case errors.As(err, &refusal{}) || is(
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown):
 		return exitUsage
@@ -94,8 +96,12 @@ func exitCode(ctx context.Context, err error) int {
 		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
-		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm) || is(
-		transformer.ErrIntervention, probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty):
+		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
+		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
+		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
+		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
+		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
+		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge):
 		return exitInput
 	}
 	return exitFailed
@@ -130,6 +136,14 @@ func usualHint(err error) string {
 	case errors.Is(err, transformer.ErrTokenRange), errors.Is(err, transformer.ErrTooLong),
 		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead):
 		return "engram inspect shows the model's sizes"
+	case errors.Is(err, probes.ErrOtherModel):
+		return "--model names the model that an index was made from"
+	case errors.Is(err, probes.ErrPart):
+		return "repeat the options of the build that was stopped, or delete what it left"
+	case errors.Is(err, probes.ErrMerge):
+		return "triggers show --json says what an index is of"
+	case errors.Is(err, probes.ErrCorpus), errors.Is(err, probes.ErrEmptyCorpus):
+		return "a corpus is UTF-8 text, a document per line, or JSON lines with the field text or ids"
 	}
 	return ""
 }

@@ -18,6 +18,7 @@ type lensFlags struct {
 	changes                  changeFlags
 	opts                     probes.LensOptions
 	position, targets, value string
+	file                     string
 	grid                     bool
 }
 
@@ -25,9 +26,10 @@ func (a *app) lensCommand() *cobra.Command {
 	var f lensFlags
 	cmd := a.command("lens --prompt TEXT [flags]", "what the model would predict before and after each sublayer",
 		"lens reads the residual stream through the final norm and the unembedding (the logit lens), at the prompt's last\n"+
-			"position or others: resid_pre enters a layer, resid_mid stands between attention and FFN, resid_post leaves it.\n"+
-			"The target is what the model itself predicts there, unless --target names tokens; kl is how far a state's\n"+
-			"prediction is from the model's. --plot draws all positions asked for as one heat map, --html several.",
+			"position or others: resid_pre enters a layer, resid_mid stands between attention and FFN, resid_post leaves\n"+
+			"it. The target is what the model itself predicts there, unless --target names tokens; kl is how far a state's\n"+
+			"prediction is from the model's. --lens reads through the maps of another lens. --plot draws all\n"+
+			"positions asked for as one heat map, --html several.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runLens(cmd, &f) })
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
@@ -36,7 +38,11 @@ func (a *app) lensCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
 	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to follow instead of the model's prediction, or next")
 	cmd.Flags().StringVar(&f.value, "value", "top", "what --plot shows: "+strings.Join(lensValues(), ", "))
+	cmd.Flags().StringVar(&f.file, "lens", "",
+		"file of lens tuned, jacobian or future: its maps come before the unembedding")
+	_ = cmd.MarkFlagFilename("lens", "safetensors")
 	cmd.Flags().BoolVar(&f.grid, "grid", false, "one column for each position, with the top token alone")
+	cmd.AddCommand(a.tunedLensCommand(), a.jacobianLensCommand(), a.futureLensCommand())
 	return cmd
 }
 
@@ -56,6 +62,11 @@ func (f *lensFlags) check(cmd *cobra.Command) (err error) {
 	if err := checkLensValue(f.value); err != nil {
 		return err
 	}
+	if f.file != "" {
+		if err := readable(f.file); err != nil {
+			return err
+		}
+	}
 	if f.opts.Interventions, err = f.changes.parse(); err != nil {
 		return err
 	}
@@ -74,12 +85,17 @@ func (a *app) runLens(cmd *cobra.Command, f *lensFlags) error {
 		return err
 	}
 	f.opts.IDs = r.ids()
+	if f.file != "" {
+		if f.opts.Translators, err = probes.LoadTranslators(f.file, m); err != nil {
+			return inputOr(err)
+		}
+	}
 	got, err := probes.Lens(cmd.Context(), m, f.opts)
 	if err != nil {
 		return err
 	}
 	conventions := logitConventions()
-	conventions["norm"] = string(probes.Full)
+	conventions["norm"], conventions["lens"] = string(probes.Full), got.Lens
 	conventions["kl"] = "KL(final‖state) in nats"
 	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.drawLens(cmd, &f.plots, got, f.value, conventions); err != nil {

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/engram-go/engram/editing"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -85,6 +87,7 @@ type app struct {
 	flags          globalFlags
 	started        bool // the command line was understood
 	session        *session
+	edits          []*editing.Edit // in force, from the files of --edit
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -99,12 +102,13 @@ type globalFlags struct {
 	check   bool
 	json    bool
 	quiet   bool
+	edits   []string
 }
 
 const about = `engram reads the memories in a language model's feed-forward layers: what they hold,
 and what they do to a prompt.
 
-Every command runs on "stories", a small real model inside the program, unless --model
+Every command runs on "demo", a small model inside the program that knows facts, unless --model
 names a folder in Hugging Face's layout or a model on its hub (owner/name[@revision]).`
 
 const exitCodes = `Exit codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 refused (would overwrite), 130 interrupted.`
@@ -125,19 +129,22 @@ func (a *app) rootCommand() *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVarP(&a.flags.model, "model", "m", "", `folder, hub name or "stories" (the default)`)
+	f.StringVarP(&a.flags.model, "model", "m", "", `folder, hub name, "demo" (the default) or "stories"`)
 	f.StringVar(&a.flags.backend, "backend", "", "auto, xla:cuda, xla:cpu or go (default $ENGRAM_BACKEND, or auto)")
 	f.BoolVar(&a.flags.stream, "stream", false, "release each layer's weights after use, for models larger than memory")
 	f.BoolVar(&a.flags.check, "check", false, "read all weights first and refuse NaN and infinite ones")
 	f.BoolVar(&a.flags.json, "json", false, "one JSON object instead of text")
 	f.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no notes and no progress on standard error")
+	f.StringArrayVar(&a.flags.edits, "edit", nil, "edit file to run the model with; again for more, in their order")
 	names := cobra.FixedCompletions(backendNames(), cobra.ShellCompDirectiveNoFileComp)
 	_ = root.RegisterFlagCompletionFunc("backend", names)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{withHint(err, seeHelp(cmd))} })
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
-		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(),
-		a.traceCommand(), a.statsCommand(),
+		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
+		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
+		a.correlateCommand(), a.traceCommand(), a.statsCommand(), a.editCommand(), a.evalCommand(),
+		a.triggersCommand(),
 		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -48,6 +49,9 @@ func TestScripts(t *testing.T) {
 					if cache := os.Getenv("ENGRAM_CACHE"); cache != "" {
 						env.Setenv("ENGRAM_CACHE", cache)
 					}
+					if err := writeEdited(filepath.Join(env.WorkDir, "edited")); err != nil {
+						return err
+					}
 					return writeHostile(filepath.Join(env.WorkDir, "hostile"))
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -57,6 +61,36 @@ func TestScripts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// writeEdited makes a checkpoint that differs from the embedded one in one memory: the value of L3N12 is three times as
+// long and turned around.
+func writeEdited(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, data := range embedded.Files("stories") {
+		if name == "model.safetensors" {
+			f, err := safetensors.New(name, data)
+			if err != nil {
+				return err
+			}
+			e, ok := f.Lookup("model.layers.3.mlp.down_proj.weight") // [d,D]
+			if !ok {
+				return fmt.Errorf("%s has no values", name)
+			}
+			data = bytes.Clone(data)
+			for i := range e.Shape[0] {
+				at := data[int(f.DataStart)+int(e.Begin)+4*(i*e.Shape[1]+12):]
+				x := math.Float32frombits(binary.LittleEndian.Uint32(at))
+				binary.LittleEndian.PutUint32(at, math.Float32bits(-3*x))
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeHostile makes a checkpoint whose tokens hold control sequences: the embedded one with other texts.

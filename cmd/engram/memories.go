@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -28,12 +29,10 @@ func (a *app) memoriesCommand() *cobra.Command {
 			"stands what the residual stream predicts as it enters the layer, before its FFN and after it; effect is the\n"+
 			"change of the target's logit, and dominant the share of the strongest memories in all scores of the layer.\n\n"+
 			"memories L3N12 projects the value of one memory to the vocabulary, by the conventions raw, gain, gain-nocenter\n"+
-			"and full (docs/guide explains them).",
+			"and full (docs/guide explains them); with a prompt also by cached, which is what the value adds to the logits\n"+
+			"at --position of the prompt for each unit of its coefficient.",
 		cobra.ArbitraryArgs, func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				if f.prompt.given() {
-					return usagef("give a prompt or memories, not both")
-				}
 				return a.runValues(cmd, &f, args)
 			}
 			return a.runUpdates(cmd, &f)
@@ -47,13 +46,20 @@ func (a *app) memoriesCommand() *cobra.Command {
 	cmd.Flags().StringVar(&f.targets, "target", "", "ids of tokens to give effects on instead of the model's prediction")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
 	cmd.Flags().StringVar(&f.position, "position", "-1", `positions, "3,-1" or "all"; negative ones count from the end`)
-	cmd.Flags().StringVar(&f.norm, "norm", "", "convention of the projection: raw, gain, gain-nocenter or full")
-	norms := []string{}
-	for _, n := range probes.Norms() {
-		norms = append(norms, string(n))
-	}
-	_ = cmd.RegisterFlagCompletionFunc("norm", cobra.FixedCompletions(norms, cobra.ShellCompDirectiveNoFileComp))
+	normFlag(cmd, &f.norm)
+	cmd.AddCommand(a.indexCommand(), a.searchCommand(), a.linksCommand(), a.svdCommand(),
+		a.clustersCommand())
 	return cmd
+}
+
+// normFlag registers --norm with the names of the conventions.
+func normFlag(cmd *cobra.Command, norm *string) {
+	names := []string{}
+	for _, n := range probes.Norms() {
+		names = append(names, string(n))
+	}
+	cmd.Flags().StringVar(norm, "norm", "", "convention of the projection: "+strings.Join(names, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("norm", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func projectionConventions(norm probes.Norm) map[string]string {
@@ -152,7 +158,12 @@ func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) err
 		}
 		opts.Norms = []probes.Norm{norm}
 	}
-	m, err := a.open(cmd.Context(), 1)
+	var m *transformer.Model
+	if f.prompt.given() {
+		m, opts.IDs, err = a.promptUpTo(cmd, f)
+	} else {
+		m, err = a.open(cmd.Context(), 1)
+	}
 	if err != nil {
 		return err
 	}
@@ -161,6 +172,29 @@ func (a *app) runValues(cmd *cobra.Command, f *memoriesFlags, args []string) err
 		return err
 	}
 	return a.print("values", got, projectionConventions(""), func(p *page) { writeValues(p, got, neurons) })
+}
+
+// promptUpTo opens the model and gives the prompt up to the one position asked for.
+func (a *app) promptUpTo(cmd *cobra.Command, f *memoriesFlags) (*transformer.Model, []int, error) {
+	at, err := parsePositions(f.position)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(at) != 1 {
+		return nil, nil, usagef("--position: cached is the statistic at one position, not %q", f.position)
+	}
+	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	if err != nil {
+		return nil, nil, err
+	}
+	ids := r.ids()
+	if at[0] < 0 {
+		at[0] += len(ids)
+	}
+	if at[0] < 0 || at[0] >= len(ids) {
+		return nil, nil, fmt.Errorf("%w: %s, the prompt has %d tokens", probes.ErrPosition, f.position, len(ids))
+	}
+	return m, ids[:at[0]+1], nil
 }
 
 // writeValues prints, for each memory and convention, both ends of the projection.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"strings"
 
 	"github.com/gomlx/compute"
 
@@ -15,11 +17,14 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
-// session is the model a command works on.
+// session is the model a command works on, or its checkpoint where nothing has to be computed.
 type session struct {
-	model   *transformer.Model
-	backend compute.Backend
-	info    backend.Info
+	model      *transformer.Model
+	backend    compute.Backend
+	info       backend.Info
+	checkpoint *loader.Checkpoint
+	about      *result.Model
+	tokenizer  transformer.Tokenizer
 }
 
 func backendNames() []string { return append([]string{backend.Auto}, backend.Names()...) }
@@ -44,11 +49,16 @@ func (a *app) progress() *progress.Line {
 
 // open opens the model on the backend that the flags name. tokens is about how many the command will run.
 func (a *app) open(ctx context.Context, tokens int) (*transformer.Model, error) {
+	return a.openFor(ctx, func(c *transformer.Config) int64 { return int64(tokens) * parameters(c) })
+}
+
+// openFor is open for work of about that many multiply-adds.
+func (a *app) openFor(ctx context.Context, work func(*transformer.Config) int64) (*transformer.Model, error) {
 	opts, line := a.options()
 	defer line.Clear()
 	s := &session{}
 	a.session = s
-	name, err := a.backendFor(ctx, tokens, opts)
+	name, err := a.backendFor(ctx, work, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +70,30 @@ func (a *app) open(ctx context.Context, tokens int) (*transformer.Model, error) 
 	if s.model, err = loader.Open(ctx, a.flags.model, opts); err != nil {
 		return nil, err
 	}
-	return s.model, nil
+	s.about = &result.Model{Name: s.model.Name, Fingerprint: s.model.Fingerprint, DType: s.model.DType}
+	s.tokenizer = s.model.Tokenizer
+	return s.model, a.applyEdits(s.model)
+}
+
+// openCheckpoint opens the model's files and its tokenizer, for commands that compute nothing.
+func (a *app) openCheckpoint(ctx context.Context) (*loader.Checkpoint, error) {
+	opts, line := a.options()
+	defer line.Clear()
+	s := &session{}
+	a.session = s
+	var err error
+	if s.checkpoint, err = loader.OpenCheckpoint(ctx, a.flags.model, opts); err != nil {
+		return nil, err
+	}
+	if s.tokenizer, err = s.checkpoint.Tokenizer(); err != nil {
+		return nil, err
+	}
+	print, err := s.checkpoint.Fingerprint(ctx, loader.FingerprintOptions{})
+	if err != nil {
+		return nil, err
+	}
+	s.about = &result.Model{Name: s.checkpoint.Name, Fingerprint: print, DType: string(s.checkpoint.DType())}
+	return s.checkpoint, nil
 }
 
 // announce says when nothing faster than the Go backend opened.
@@ -71,7 +104,9 @@ func (a *app) announce(info backend.Info) {
 }
 
 // backendFor settles which backend to open. A name is taken at its word; otherwise it depends on the work.
-func (a *app) backendFor(ctx context.Context, tokens int, opts loader.Options) (string, error) {
+func (a *app) backendFor(
+	ctx context.Context, work func(*transformer.Config) int64, opts loader.Options,
+) (string, error) {
 	name := a.flags.backend
 	if name == "" {
 		name = os.Getenv(backend.Env)
@@ -84,11 +119,11 @@ func (a *app) backendFor(ctx context.Context, tokens int, opts loader.Options) (
 	if err != nil {
 		return "", err
 	}
-	work := int64(tokens) * parameters(c.Config)
+	size := work(c.Config)
 	if err := c.Close(); err != nil {
 		return "", err
 	}
-	return preferred(work), nil
+	return preferred(size), nil
 }
 
 // parameters is about how many weights take part in a token's way through the blocks and the head.
@@ -113,6 +148,9 @@ func (a *app) close() error {
 	if s.backend != nil {
 		s.backend.Finalize()
 	}
+	if s.checkpoint != nil {
+		err = errors.Join(err, s.checkpoint.Close())
+	}
 	return err
 }
 
@@ -127,16 +165,22 @@ func (a *app) note(format string, args ...any) {
 func (a *app) print(schema string, value any, conventions map[string]string, text func(*page)) error {
 	if !a.flags.json {
 		p := newPage(a.stdout)
-		if a.session != nil && a.session.model != nil {
-			p.tokens = a.session.model.Tokenizer
+		if a.session != nil {
+			p.tokens = a.session.tokenizer
 		}
 		text(p)
 		return p.flush()
 	}
+	if len(a.flags.edits) > 0 && a.session != nil {
+		conventions = maps.Clone(conventions)
+		if conventions == nil {
+			conventions = map[string]string{}
+		}
+		conventions["edits"] = fmt.Sprintf("%d in force, from %s", len(a.edits), strings.Join(a.flags.edits, ", "))
+	}
 	e := result.Envelope{Schema: "engram." + schema, Engram: versionText(), Conventions: conventions, Result: value}
-	if s := a.session; s != nil && s.model != nil {
-		e.Model = &result.Model{Name: s.model.Name, Fingerprint: s.model.Fingerprint, DType: s.model.DType}
-		e.Backend = s.info.Name
+	if s := a.session; s != nil {
+		e.Model, e.Backend = s.about, s.info.Name
 	}
 	return e.Write(a.stdout)
 }
@@ -168,4 +212,13 @@ func writable(path string, replace bool) error {
 		return fmt.Errorf("write %s: %w", path, os.ErrExist)
 	}
 	return nil
+}
+
+// readable refuses an input file that is not there, before any work is done.
+func readable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return inputError{err}
+	}
+	return f.Close()
 }

@@ -148,16 +148,26 @@ func Ensure(ctx context.Context, part Part, opts Options) (path string, err erro
 	return path, nil
 }
 
+// CacheDir is the folder in which engram keeps what it can make again: $ENGRAM_CACHE, or engram in the user's cache
+// folder.
+func CacheDir() (string, error) {
+	if dir := os.Getenv(CacheEnv); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(dir, "engram"), nil
+}
+
 func (opts Options) resolve() (*Options, error) {
 	if opts.Cache == "" {
-		opts.Cache = os.Getenv(CacheEnv)
-	}
-	if opts.Cache == "" {
-		dir, err := os.UserCacheDir()
+		dir, err := CacheDir()
 		if err != nil {
 			return nil, err
 		}
-		opts.Cache = filepath.Join(dir, "engram")
+		opts.Cache = dir
 	}
 	var err error
 	if opts.Cache, err = filepath.Abs(opts.Cache); err != nil {

@@ -5,7 +5,22 @@ package embedded
 import _ "embed" // the files below
 
 // Default names the checkpoint that is used where none is named.
-const Default = "stories"
+const Default = "demo"
+
+//go:embed demo/config.json
+var demoConfig []byte
+
+//go:embed demo/model.safetensors
+var demoModel []byte
+
+//go:embed demo/tokenizer.json
+var demoTokenizer []byte
+
+//go:embed demo/tokenizer_config.json
+var demoTokenizerConfig []byte
+
+//go:embed demo/README.md
+var demoReadme []byte
 
 //go:embed stories/config.json
 var storiesConfig []byte
@@ -29,21 +44,30 @@ var storiesLicense []byte
 var storiesReadme []byte
 
 // Names lists the embedded checkpoints.
-func Names() []string { return []string{"stories"} }
+func Names() []string { return []string{"demo", "stories"} }
 
 // Files gives the files of an embedded checkpoint by name, or nil. Their bytes are those of the program and must not be
 // written.
 func Files(name string) map[string][]byte {
-	if name != "stories" {
-		return nil
+	switch name {
+	case "demo":
+		return map[string][]byte{
+			"config.json":           demoConfig,
+			"model.safetensors":     demoModel,
+			"tokenizer.json":        demoTokenizer,
+			"tokenizer_config.json": demoTokenizerConfig,
+			"README.md":             demoReadme,
+		}
+	case "stories":
+		return map[string][]byte{
+			"config.json":            storiesConfig,
+			"generation_config.json": storiesGeneration,
+			"model.safetensors":      storiesModel,
+			"tokenizer.json":         storiesTokenizer,
+			"tokenizer_config.json":  storiesTokenizerConfig,
+			"LICENSE":                storiesLicense,
+			"README.md":              storiesReadme,
+		}
 	}
-	return map[string][]byte{
-		"config.json":            storiesConfig,
-		"generation_config.json": storiesGeneration,
-		"model.safetensors":      storiesModel,
-		"tokenizer.json":         storiesTokenizer,
-		"tokenizer_config.json":  storiesTokenizerConfig,
-		"LICENSE":                storiesLicense,
-		"README.md":              storiesReadme,
-	}
+	return nil
 }
