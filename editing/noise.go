@@ -46,7 +46,7 @@ type Noise struct {
 // "student:5" have the covariance of the embeddings.
 func ParseNoise(rule string) (Noise, error) {
 	bad := func() (Noise, error) {
-		return Noise{}, fmt.Errorf("%w: %q is not a rule such as 3s, 0.1, uniform:3s or student:5", ErrNoise, rule)
+		return Noise{}, fmt.Errorf("%w: %q is no rule such as 3s, 0.1, uniform:3s, covariance or student:5", ErrNoise, rule)
 	}
 	name, rest, _ := strings.Cut(rule, ":")
 	switch NoiseKind(name) {
