@@ -52,7 +52,7 @@ func ParseCounterFact(data []byte) ([]CounterFactRecord, error) {
 
 // CounterFactOptions say how records are edited.
 type CounterFactOptions struct {
-	Editor ROMEOptions
+	Editor Editor
 	// Sequential keeps every edit in force for the records behind it, and scores all records after the last edit.
 	// Otherwise each record is edited and scored alone.
 	Sequential bool
@@ -114,16 +114,19 @@ func EvaluateCounterFact(
 			return nil, fmt.Errorf("record %d: %w", i, err)
 		}
 	}
-	now := in
+	now, earlier := in, []*Edit(nil)
 	for i := range records {
-		e, err := ROME(ctx, m, records[i].Request, opts.Editor)
+		edits, err := opts.Editor.Edit(ctx, m, []Request{records[i].Request}, earlier)
 		if err != nil {
 			return nil, fmt.Errorf("record %d: %w", i, err)
 		}
 		c := &r.Records[i]
-		c.CaseID, c.Request, c.NormRatio = records[i].CaseID, records[i].Request, e.NormRatio
-		c.Steps, c.Warnings = len(e.Losses), e.Warnings
-		now = append(slices.Clone(now), e.Delta())
+		c.CaseID, c.Request = records[i].CaseID, records[i].Request
+		for _, e := range edits {
+			now = append(slices.Clone(now), e.Delta())
+			c.NormRatio, c.Steps = max(c.NormRatio, e.NormRatio), len(e.Losses)
+			c.Warnings = append(c.Warnings, e.Warnings...)
+		}
 		if err := m.SetDeltas(now); err != nil {
 			return nil, err
 		}
@@ -131,11 +134,12 @@ func EvaluateCounterFact(
 			if c.After, err = scoreRecord(ctx, m, &records[i]); err != nil {
 				return nil, fmt.Errorf("record %d: %w", i, err)
 			}
-			now = in
+			now, edits = in, nil
 			if err := m.SetDeltas(now); err != nil {
 				return nil, err
 			}
 		}
+		earlier = append(earlier, edits...)
 		if opts.Progress != nil {
 			opts.Progress(i+1, len(records))
 		}

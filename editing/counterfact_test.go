@@ -101,9 +101,8 @@ func TestSequenceOfEdits(t *testing.T) {
 		{CaseID: 7, Request: tom, Paraphrases: []string{"That day Tom was"}, Neighborhood: []string{"Lily was very"}},
 		{CaseID: 8, Request: ben},
 	}
-	opts := editing.CounterFactOptions{Editor: editing.ROMEOptions{
-		Statistics: identity(t, m, 2), Value: editing.ValueOptions{Steps: 6, Clamp: 8},
-	}, Sequential: true}
+	editor := editing.ROMEOptions{Statistics: identity(t, m, 2), Value: editing.ValueOptions{Steps: 6, Clamp: 8}}
+	opts := editing.CounterFactOptions{Editor: editor, Sequential: true}
 	calls := 0
 	opts.Progress = func(_, _ int) { calls++ }
 	got, err := editing.EvaluateCounterFact(t.Context(), m, records, opts)
@@ -112,7 +111,7 @@ func TestSequenceOfEdits(t *testing.T) {
 	}
 	var deltas []transformer.Delta
 	for _, r := range records {
-		deltas = append(deltas, rome(t, m, r.Request, opts.Editor).Delta())
+		deltas = append(deltas, rome(t, m, r.Request, editor).Delta())
 		if err := m.SetDeltas(deltas); err != nil {
 			t.Fatal(err)
 		}

@@ -9,13 +9,32 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
-// Edit is a change of low rank to one layer's down projection W [d,m] that rewrites a fact: ΔW = Σ_i Left_i ⊗ Right_i.
-// It is a value: Save writes it, Delta is what Model.SetDeltas applies.
+// Edit is a change of low rank to one layer's down projection W [d,m] that rewrites facts: ΔW = Σ_i Left_i ⊗ Right_i.
+// It is a value: Save writes it, Delta is what Model.SetDeltas applies. A method that changes several layers makes an
+// edit for each.
 type Edit struct {
-	Method    Method  `json:"method"`
+	Method Method `json:"method"`
+	Layer  int    `json:"layer"`
+	Fact          // the fact, or the first of a batch
+	// Batch are the facts of an edit that rewrites several at once; nil for one fact.
+	Batch []Fact `json:"batch,omitempty"`
+
+	Norm      float64 `json:"norm"`       // ‖ΔW‖, Frobenius
+	NormRatio float64 `json:"norm_ratio"` // ‖ΔW‖/‖W‖
+
+	Settings   ValueOptions   `json:"settings"`
+	Contexts   []string       `json:"contexts"`
+	Statistics StatisticsInfo `json:"statistics"`
+	Warnings   []string       `json:"warnings,omitempty"`
+
+	Left  [][]float32 `json:"-"` // [r][d]
+	Right [][]float32 `json:"-"` // [r][m]
+}
+
+// Fact is one fact's part of an edit.
+type Fact struct {
 	Request   Request `json:"request"`
 	TargetIDs []int   `json:"target_ids"`
-	Layer     int     `json:"layer"`
 	// Merged says that one of the subject's tokens also holds letters that are not the subject's.
 	Merged bool `json:"merged_boundary,omitempty"`
 	// TargetProbBefore and TargetProbAfter are e^(mean log P per token of the target) behind the bare prompt.
@@ -25,24 +44,27 @@ type Edit struct {
 	After            Reply   `json:"after"`
 	Losses           []Loss  `json:"losses"`
 
-	Norm         float64 `json:"norm"`          // ‖ΔW‖, Frobenius
-	NormRatio    float64 `json:"norm_ratio"`    // ‖ΔW‖/‖W‖
 	Divisor      float64 `json:"divisor"`       // k·û, what the update is divided by
 	DivisorRatio float64 `json:"divisor_ratio"` // k·û of the bare prompt's key over that of k*
 	ValueNorm    float64 `json:"value_norm"`    // ‖v₀‖
 	DeltaNorm    float64 `json:"delta_norm"`    // ‖δ‖
 
-	Settings   ValueOptions   `json:"settings"`
-	Contexts   []string       `json:"contexts"`
-	Statistics StatisticsInfo `json:"statistics"`
-	Warnings   []string       `json:"warnings,omitempty"`
-
-	Left  [][]float32 `json:"-"` // [r][d]
-	Right [][]float32 `json:"-"` // [r][m]
-	Key   []float32   `json:"-"` // k* [m]
-	Value []float32   `json:"-"` // v* [d]
+	Key   []float32 `json:"-"` // k* [m]
+	Value []float32 `json:"-"` // v* [d]
 
 	trace [][]float64 // δ at each evaluation
+}
+
+// Facts are the facts that the edit rewrites.
+func (e *Edit) Facts() []*Fact {
+	if len(e.Batch) == 0 {
+		return []*Fact{&e.Fact}
+	}
+	out := make([]*Fact, len(e.Batch))
+	for i := range e.Batch {
+		out[i] = &e.Batch[i]
+	}
+	return out
 }
 
 // Reply is what a model says behind the bare prompt, before an edit or after it.

@@ -55,9 +55,9 @@ func (e *editError) Unwrap() error { return ErrEdit }
 func (e *editError) Hint() string  { return e.hint }
 
 // Save writes the edits as a safetensors file: for edit i the tensors edit.<i>.left [d] and edit.<i>.right [m], or
-// [d,r] and [m,r] for a change of rank r > 1, edit.<i>.key [m] and edit.<i>.value [d], all float32; everything else
-// stands in the metadata. The file is there whole or not at all; an existing one is an error that wraps fs.ErrExist
-// unless replace is set.
+// [d,r] and [m,r] for a change of rank r > 1, edit.<i>.key [m] and edit.<i>.value [d], or [m,n] and [d,n] for n > 1
+// facts, all float32; everything else stands in the metadata. The file is there whole or not at all; an existing one is
+// an error that wraps fs.ErrExist unless replace is set.
 func (e *Edits) Save(ctx context.Context, path string, replace bool) error {
 	about, err := json.Marshal(e.List)
 	if err != nil {
@@ -82,8 +82,12 @@ func (e *Edits) Save(ctx context.Context, path string, replace bool) error {
 	for i, one := range e.List {
 		add(i, "left", one.Left...)
 		add(i, "right", one.Right...)
-		add(i, "key", one.Key)
-		add(i, "value", one.Value)
+		var keys, values [][]float32
+		for _, f := range one.Facts() {
+			keys, values = append(keys, f.Key), append(values, f.Value)
+		}
+		add(i, "key", keys...)
+		add(i, "value", values...)
 	}
 	meta := map[string]string{
 		"schema": editSchema, "schema_version": "1", "model": e.Model, "fingerprint": e.Fingerprint,
@@ -152,18 +156,25 @@ func (e *Edit) read(f *safetensors.File, i int) error {
 		}
 		return out, nil
 	}
-	var key, value [][]float32
+	var keys, values [][]float32
 	for name, into := range map[string]*[][]float32{
-		"left": &e.Left, "right": &e.Right, "key": &key, "value": &value,
+		"left": &e.Left, "right": &e.Right, "key": &keys, "value": &values,
 	} {
 		var err error
 		if *into, err = vectors(name); err != nil {
 			return err
 		}
 	}
-	if len(e.Left) != len(e.Right) || len(e.Left) == 0 || len(key) != 1 || len(value) != 1 {
+	facts := e.Facts()
+	if len(e.Left) != len(e.Right) || len(e.Left) == 0 {
 		return fmt.Errorf("%d left and %d right vectors", len(e.Left), len(e.Right))
 	}
-	e.Key, e.Value = key[0], value[0]
+	if len(keys) != len(facts) || len(values) != len(facts) {
+		return fmt.Errorf("%d keys and %d values of %d facts", len(keys), len(values), len(facts))
+	}
+	for i, f := range facts {
+		f.Key, f.Value = keys[i], values[i]
+	}
+	e.Key, e.Value = keys[0], values[0]
 	return nil
 }

@@ -9,9 +9,6 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
-// Method names an editor.
-type Method string
-
 // The rank-one editors. They differ in the key that the new value is put on: ROME divides by the bare prompt's key
 // along C⁻¹k*, which can be next to nothing and then destroys the model; R-ROME (Gupta et al. 2024, arXiv 2403.07175)
 // uses k* in both places, P-ROME the bare prompt's key.
@@ -29,6 +26,21 @@ type ROMEOptions struct {
 	Value      ValueOptions
 }
 
+// Name is the method's.
+func (o ROMEOptions) Name() Method {
+	if o.Method == "" {
+		return MethodRROME
+	}
+	return o.Method
+}
+
+// Edit rewrites facts one on top of the other.
+func (o ROMEOptions) Edit(
+	ctx context.Context, m *transformer.Model, facts []Request, _ []*Edit,
+) ([]*Edit, error) {
+	return oneByOne(ctx, m, facts, func(r Request) (*Edit, error) { return ROME(ctx, m, r, o) })
+}
+
 // ROME rewrites one fact by a rank-one change of the down projection W [d,m] of one layer (Meng et al. 2022, § 3.1):
 //
 //	k*  [m] mean over the bare prompt and the contexts of the keys at the subject's last token
@@ -39,9 +51,7 @@ type ROMEOptions struct {
 // The model is the one with the changes in force, and is left as it was; Model.SetDeltas with Edit.Delta applies the
 // edit. Errors wrap ErrRequest, ErrSubject, ErrStatistics or ErrLayer where the input is at fault.
 func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptions) (*Edit, error) {
-	if opts.Method == "" {
-		opts.Method = MethodRROME
-	}
+	opts.Method = opts.Name()
 	if !slices.Contains([]Method{MethodROME, MethodRROME, MethodPROME}, opts.Method) {
 		return nil, fmt.Errorf("%w: no method %q", ErrRequest, opts.Method)
 	}
@@ -66,8 +76,9 @@ func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptio
 	}
 	defer search.base.Close()
 	edit := &Edit{
-		Method: opts.Method, Request: req, Layer: layer, Contexts: opts.Contexts, Settings: opts.Value, TargetIDs: w.target,
-		Statistics: opts.Statistics.StatisticsInfo, Merged: w.rows[0].Merged,
+		Method: opts.Method, Layer: layer, Contexts: opts.Contexts, Settings: opts.Value,
+		Fact:       Fact{Request: req, TargetIDs: w.target, Merged: w.rows[0].Merged},
+		Statistics: opts.Statistics.StatisticsInfo,
 	}
 	if edit.Before, edit.TargetProbBefore, err = answerOf(ctx, m, w); err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 )
 
 type evalFlags struct {
-	rome       romeFlags
+	editor     editorFlags
 	records    string
 	limit      int
 	sequential bool
@@ -32,7 +32,7 @@ func (a *app) evalCounterFactCommand() *cobra.Command {
 			"neighbours the wanted target is the more probable of the two, EM, PM and NM by how much, S is the harmonic\n"+
 			"mean of the first three (Meng et al. 2022). Targets are scored by their mean log P per token; ties are failures.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runCounterFact(cmd, &f) })
-	f.rome.register(cmd)
+	f.editor.register(cmd)
 	cmd.Flags().StringVar(&f.records, "records", "", "JSON file with CounterFact's records")
 	cmd.Flags().IntVar(&f.limit, "limit", 0, "records to use, from the first; 0 means all")
 	cmd.Flags().BoolVar(&f.sequential, "sequential", false, "keep every edit in force, score after the last")
@@ -42,7 +42,7 @@ func (a *app) evalCounterFactCommand() *cobra.Command {
 }
 
 func (a *app) runCounterFact(cmd *cobra.Command, f *evalFlags) error {
-	if err := f.rome.check(); err != nil {
+	if err := f.editor.check(); err != nil {
 		return err
 	}
 	if f.limit < 0 {
@@ -65,7 +65,7 @@ func (a *app) runCounterFact(cmd *cobra.Command, f *evalFlags) error {
 		return err
 	}
 	opts := editing.CounterFactOptions{Sequential: f.sequential}
-	if opts.Editor, err = f.rome.options(ctx, m); err != nil {
+	if opts.Editor, err = f.editor.editor(ctx, m); err != nil {
 		return err
 	}
 	line := a.progress()

@@ -47,7 +47,7 @@ func read(root fs.FS) (*tree, error) {
 			}
 			return nil
 		}
-		if !d.Type().IsRegular() {
+		if !d.Type().IsRegular() || name == ".git" { // a file in work trees beside the repository
 			return nil
 		}
 		return t.add(root, name)

@@ -1,0 +1,81 @@
+package editing
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/engram-go/engram/transformer"
+)
+
+// Method names an editor.
+type Method string
+
+// Editor is a way to rewrite facts. The options structs of the methods are editors; NewEditor makes one by its name.
+type Editor interface {
+	// Name is the method's.
+	Name() Method
+	// Edit rewrites facts: all at once where the method can, else one on top of the other. The model is taken with the
+	// changes in force and left as it was; Edit.Delta of what is returned, in its order behind them, are the changes.
+	// earlier are the edits in force, for methods and guards that look at them; nil means none.
+	Edit(ctx context.Context, m *transformer.Model, facts []Request, earlier []*Edit) ([]*Edit, error)
+}
+
+// Settings are what NewEditor makes an editor of. Zeros stand for the method's usual values.
+type Settings struct {
+	Statistics []*Statistics // of the layers to edit
+	Contexts   []string      // texts put before the prompt beside the bare one
+	Value      ValueOptions
+}
+
+// Methods are the names that NewEditor knows.
+func Methods() []Method {
+	return []Method{MethodRROME, MethodROME, MethodPROME}
+}
+
+// NewEditor makes an editor by its method's name. Errors wrap ErrRequest or ErrStatistics.
+func NewEditor(name Method, s Settings) (Editor, error) {
+	if !slices.Contains(Methods(), name) {
+		return nil, fmt.Errorf("%w: no method %q", ErrRequest, name)
+	}
+	if len(s.Statistics) != 1 {
+		return nil, badStatistics("give those of the layer to edit",
+			"%s edits one layer, and there are statistics of %d", name, len(s.Statistics))
+	}
+	return ROMEOptions{Method: name, Statistics: s.Statistics[0], Contexts: s.Contexts, Value: s.Value}, nil
+}
+
+// oneByOne makes edits on top of each other.
+func oneByOne(
+	ctx context.Context, m *transformer.Model, facts []Request,
+	edit func(Request) (*Edit, error),
+) (out []*Edit, err error) {
+	in := m.Deltas()
+	defer func() {
+		if restored := m.SetDeltas(in); err == nil {
+			err = restored
+		}
+	}()
+	now := slices.Clone(in)
+	for i, f := range facts {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		e, err := edit(f)
+		if err != nil && len(facts) > 1 {
+			err = fmt.Errorf("fact %d: %w", i, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+		if i+1 == len(facts) {
+			break
+		}
+		now = append(now, e.Delta())
+		if err := m.SetDeltas(now); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
