@@ -163,7 +163,10 @@ func TestGradientAtReads(t *testing.T) {
 			t.Fatalf("component %d differs by %g", i, v)
 		}
 	}
-	for _, bad := range []transformer.Read{{2, 0}, {-1, 0}, {1, 3}, {0, -1}} {
+	if last, third := gradient([]transformer.Read{{0, -1}}), gradient([]transformer.Read{{0, 4}}); !slices.Equal(last, third) {
+		t.Error("position -1 is not the last of five")
+	}
+	for _, bad := range []transformer.Read{{2, 0}, {-1, 0}, {1, 3}, {0, -6}} {
 		_, err := m.Gradient(t.Context(), run, transformer.LogProb(5), transformer.GradientOptions{Reads: []transformer.Read{bad}})
 		if !errors.Is(err, transformer.ErrGradient) {
 			t.Errorf("%v: %v", bad, err)

@@ -68,7 +68,7 @@ type GradientOptions struct {
 	Reads []Read
 }
 
-// Read is a position of a row.
+// Read is a position of a row, counted from the row's end when negative.
 type Read struct{ Row, Position int }
 
 // Gradients are derivatives of Σ_rows objective by what stood at sites of a run, after any interventions there.
@@ -178,12 +178,12 @@ func (o *GradientOptions) reads(r *Run) []Read {
 		return o.Reads
 	}
 	out := make([]Read, r.Rows())
-	for row, ids := range r.IDs {
-		p := o.Position
-		if p <= 0 {
-			p = len(ids) - max(1, -p)
-		}
-		out[row] = Read{row, p}
+	position := o.Position
+	if position == 0 {
+		position = -1
+	}
+	for row := range out {
+		out[row] = Read{row, position}
 	}
 	return out
 }
@@ -199,11 +199,15 @@ func (m *Model) backHead(r *Run, of Objective, reads []Read, g *Gradients) (*ten
 		if at.Row < 0 || at.Row >= r.Rows() {
 			return nil, fmt.Errorf("%w of row %d: the run has %d", ErrGradient, at.Row, r.Rows())
 		}
-		if n := len(r.IDs[at.Row]); at.Position < r.f.begin(at.Row) || at.Position >= n {
+		n, p := len(r.IDs[at.Row]), at.Position
+		if p < 0 {
+			p += n
+		}
+		if p < r.f.begin(at.Row) || p >= n {
 			return nil, fmt.Errorf("%w at position %d of row %d: computed are %d to %d",
 				ErrGradient, at.Position, at.Row, r.f.begin(at.Row), n-1)
 		}
-		index[i] = int32(r.f.index(at.Row, at.Position))
+		index[i] = int32(r.f.index(at.Row, p))
 	}
 	at, err := upload(m.backend, index, len(index), 1)
 	if err != nil {

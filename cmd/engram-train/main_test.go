@@ -68,6 +68,7 @@ func table(t *testing.T, more string) string {
 		"did\tbought", "what\ta lamp", "tail\tat noon", "scene\tThe {word} stood by the {other}.", "series\tThe list reads:",
 		"name\tAnna", "name\tPaul", "held-out-name\tRosa", "held-out-name\tHugo", "place\tshop", "thing\tball",
 		"indirect\t{first} and {second} went to the {place}, {giver} gave the {thing} to",
+		"one-person\tWhen {name} went to the {place}, a neighbor gave a {thing} to",
 		"held-out-indirect\tAt the {place} {first} met {second}, and {giver} handed the {thing} to",
 	}, "\n")+"\n"+words("word", "larg")+words("held-out-word", "smal"))
 	return dir

@@ -39,8 +39,9 @@ func TestDocuments(t *testing.T) {
 // check compares a document with what it should be, or updates it.
 func check(t *testing.T, path string, have, want []byte) {
 	t.Helper()
-	have = bytes.ReplaceAll(have, []byte("\r\n"), []byte("\n"))
-	if bytes.Equal(have, want) {
+	old, now := strings.ReplaceAll(string(have), "\r\n", "\n"), string(want)
+	line := sameText(old, now)
+	if line == 0 {
 		return
 	}
 	if *update {
@@ -49,12 +50,9 @@ func check(t *testing.T, path string, have, want []byte) {
 		}
 		return
 	}
-	a, b := strings.Split(string(have), "\n"), strings.Split(string(want), "\n")
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			t.Errorf("%s line %d is %q, the command prints %q", path, i+1, a[i], b[i])
-			break
-		}
+	a, b := strings.Split(old, "\n"), strings.Split(now, "\n")
+	if line <= min(len(a), len(b)) {
+		t.Errorf("%s line %d is %q, the command prints %q", path, line, a[line-1], b[line-1])
 	}
 	t.Errorf("%s is out of date; go test ./cmd/engram -run 'Documents|Picture' -update writes it", path)
 }

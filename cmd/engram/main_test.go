@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 					return writeHostile(filepath.Join(env.WorkDir, "hostile"))
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"field": fieldCommand, "shape": shapeCommand, "clean": cleanCommand,
+					"field": fieldCommand, "shape": shapeCommand, "clean": cleanCommand, "same": sameCommand,
 				},
 				RequireExplicitExec: true,
 			})

@@ -205,14 +205,17 @@ func (o *optimizer) graph(in []*Node) []*Node {
 	return append(out, Concatenate([]*Node{Reshape(loss, 1), Reshape(norm, 1)}, 0))
 }
 
-// crossEntropy is Σ w·(logsumexp(logits) − logits[target]) / Σ w of logits [N,V], targets and weights [N].
+// crossEntropy is Σ w·(logsumexp(logits) − logits[target]) / Σ w of logits [N,V], targets and weights [N]; 0 for a batch
+// from which nothing is learned.
 func crossEntropy(logits, targets, weights *Node) *Node {
 	v := logits.Shape().Dim(1)
 	top := StopGradient(ReduceAndKeep(logits, ReduceMax, -1))
 	shifted := Sub(logits, top)
 	lse := Log(ReduceSum(Exp(shifted), -1))
 	chosen := ReduceSum(Mul(OneHot(targets, v, dtypes.Float32), shifted), -1)
-	return Div(ReduceAllSum(Mul(weights, Sub(lse, chosen))), ReduceAllSum(weights))
+	total := ReduceAllSum(weights)
+	total = Where(Equal(total, ScalarZero(total.Graph(), total.DType())), ScalarOne(total.Graph(), total.DType()), total)
+	return Div(ReduceAllSum(Mul(weights, Sub(lse, chosen))), total)
 }
 
 // Route is the training-only attention mask that moves recall to the last token of a subject in the middle of the

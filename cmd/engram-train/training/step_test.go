@@ -119,6 +119,10 @@ func TestStepIsAdamW(t *testing.T) {
 				t.Errorf("%s of layer %d [%d]: moved by %g rates, want %g", param.Name, param.Layer, j, got, want)
 			}
 		}
+		clear(b.weights)
+		if loss, norm, _ := s.step(weights, rate); loss != 0 || norm != 0 {
+			t.Errorf("a batch from which nothing is learned has loss %g and gradient norm %g", loss, norm)
+		}
 	})
 }
 
