@@ -214,7 +214,7 @@ func crossEntropy(logits, targets, weights *Node) *Node {
 	lse := Log(ReduceSum(Exp(shifted), -1))
 	chosen := ReduceSum(Mul(OneHot(targets, v, dtypes.Float32), shifted), -1)
 	total := ReduceAllSum(weights)
-	total = Where(Equal(total, ScalarZero(total.Graph(), total.DType())), ScalarOne(total.Graph(), total.DType()), total)
+	total = Where(Equal(total, ZerosLike(total)), OnesLike(total), total)
 	return Div(ReduceAllSum(Mul(weights, Sub(lse, chosen))), total)
 }
 
