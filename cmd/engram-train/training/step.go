@@ -205,8 +205,8 @@ func (o *optimizer) graph(in []*Node) []*Node {
 	return append(out, Concatenate([]*Node{Reshape(loss, 1), Reshape(norm, 1)}, 0))
 }
 
-// crossEntropy is Σ w·(logsumexp(logits) − logits[target]) / Σ w of logits [N,V], targets and weights [N]; 0 for a batch
-// from which nothing is learned.
+// crossEntropy is Σ w·(logsumexp(logits) − logits[target]) / Σ w of logits [N,V], targets and weights [N]; 0 for a
+// batch from which nothing is learned.
 func crossEntropy(logits, targets, weights *Node) *Node {
 	v := logits.Shape().Dim(1)
 	top := StopGradient(ReduceAndKeep(logits, ReduceMax, -1))
