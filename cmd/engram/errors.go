@@ -161,17 +161,4 @@ func oneLine(text string) string {
 }
 
 // safe escapes what cannot be seen and leaves glyphs and backslashes of paths alone.
-func safe(text string) string {
-	var sb strings.Builder
-	for i, r := range text {
-		switch {
-		case r == '\\' || r == '·' || r == '↵' || r == '→' || r == ' ':
-			sb.WriteRune(r)
-		case r == '\uFFFD':
-			sb.WriteString(display.Text(text[i : i+1]))
-		default:
-			sb.WriteString(display.Text(string(r)))
-		}
-	}
-	return sb.String()
-}
+func safe(text string) string { return display.Safe(text) }

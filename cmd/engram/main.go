@@ -24,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/editing"
+	"github.com/engram-go/engram/tui"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -87,7 +88,10 @@ type app struct {
 	flags          globalFlags
 	started        bool // the command line was understood
 	session        *session
-	edits          []*editing.Edit // in force, from the files of --edit
+	edits          []*editing.Edit                  // in force, from the files of --edit
+	lent           *lent                            // the model of a browser that runs this command
+	browsed        *lent                            // what the browser of this command has open
+	tell           func(format string, args ...any) // takes the progress of opening a model; nil means the progress line
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -122,6 +126,10 @@ func (a *app) rootCommand() *cobra.Command {
 			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])
 			}
+			if a.lent == nil && tui.Interactive(a.stdin, a.stdout) {
+				a.started = true
+				return a.runBrowser(cmd.Context(), &browserFlags{})
+			}
 			return cmd.Help()
 		},
 	}
@@ -145,7 +153,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
 		a.correlateCommand(), a.editCommand(), a.evalCommand(), a.triggersCommand(), a.routesCommand(),
 		a.traceCommand(), a.statsCommand(),
-		a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
+		a.tuiCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/atomicfile"
+	"github.com/engram-go/engram/internal/display"
 	"github.com/engram-go/engram/internal/plot"
 	"github.com/engram-go/engram/probes"
 )
@@ -103,17 +104,9 @@ func (a *app) facts(conventions map[string]string) []plot.Fact {
 func (a *app) commandLine() string {
 	words := []string{"engram"}
 	for _, arg := range a.args {
-		words = append(words, quoted(arg))
+		words = append(words, display.ShellWord(arg))
 	}
 	return oneLine(strings.Join(words, " "))
-}
-
-func quoted(arg string) string {
-	plain := strings.Trim(arg, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+./:,@%") == ""
-	if arg != "" && plain {
-		return arg
-	}
-	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 }
 
 // label is a token at a position, for the axis of a picture.

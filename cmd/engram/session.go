@@ -32,9 +32,13 @@ func backendNames() []string { return append([]string{backend.Auto}, backend.Nam
 // options are those of package loader that the global flags name.
 func (a *app) options() (loader.Options, *progress.Line) {
 	line := a.progress()
+	tell := line.Printf
+	if a.tell != nil {
+		tell = a.tell
+	}
 	return loader.Options{
 		Check: a.flags.check, Stream: a.flags.stream,
-		Progress: func(file string, done, total int64) { line.Printf("%s: %d of %d MB", file, done/1e6, total/1e6) },
+		Progress: func(file string, done, total int64) { tell("%s: %d of %d MB", file, done/1e6, total/1e6) },
 	}, line
 }
 
@@ -54,6 +58,9 @@ func (a *app) open(ctx context.Context, tokens int) (*transformer.Model, error) 
 
 // openFor is open for work of about that many multiply-adds.
 func (a *app) openFor(ctx context.Context, work func(*transformer.Config) int64) (*transformer.Model, error) {
+	if a.lent != nil && a.flags.model == a.lent.name {
+		return a.borrow()
+	}
 	opts, line := a.options()
 	defer line.Clear()
 	s := &session{}
@@ -134,13 +141,20 @@ func parameters(c *transformer.Config) int64 {
 	return int64(c.Layers)*(attention+ffn) + int64(c.Width)*int64(c.Vocab)
 }
 
-// close ends the session.
+// close ends the session, unless its model is another's.
 func (a *app) close() error {
 	s := a.session
 	if s == nil {
 		return nil
 	}
 	a.session = nil
+	if a.lent != nil && s.model == a.lent.model {
+		return nil
+	}
+	return s.close()
+}
+
+func (s *session) close() error {
 	var err error
 	if s.model != nil {
 		err = s.model.Close()

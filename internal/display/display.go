@@ -127,3 +127,29 @@ func unescapeOne(s string) (b []byte, n int, ok bool) {
 	r, size := utf8.DecodeRuneInString(s)
 	return []byte(s[:size]), size, marker(r)
 }
+
+// Safe escapes what cannot be seen in any text, and leaves glyphs and backslashes of paths and of forms of this package
+// alone. It is not injective.
+func Safe(text string) string {
+	var sb strings.Builder
+	for i, r := range text {
+		switch {
+		case marker(r):
+			sb.WriteRune(r)
+		case r == '\uFFFD':
+			sb.WriteString(Text(text[i : i+1]))
+		default:
+			sb.WriteString(Text(string(r)))
+		}
+	}
+	return sb.String()
+}
+
+// ShellWord quotes an argument of a command line where a shell would take it apart.
+func ShellWord(arg string) string {
+	const safe = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+./:,@%"
+	if arg != "" && strings.Trim(arg, safe) == "" {
+		return arg
+	}
+	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+}

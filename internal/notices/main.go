@@ -157,7 +157,20 @@ func licence(dir string) (string, error) {
 		texts = append(texts, strings.Trim(string(text), "\n"))
 	}
 	if len(texts) == 0 {
-		return "", errors.New("no licence file")
+		return readmeLicence(dir)
 	}
 	return strings.Join(texts, "\n\n"), nil
+}
+
+// readmeLicence is what a module without a licence file says about its licence and author at the end of its README.
+func readmeLicence(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
+	if err != nil {
+		return "", errors.New("no licence file")
+	}
+	at := regexp.MustCompile(`(?im)^#+ licen[cs]e`).FindIndex(text)
+	if at == nil {
+		return "", errors.New("no licence file, and none in the README")
+	}
+	return strings.TrimSpace(string(text[at[0]:])), nil
 }

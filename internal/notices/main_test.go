@@ -103,3 +103,24 @@ func TestCheckSeesAnOldFile(t *testing.T) {
 		t.Errorf("an old file: %v", err)
 	}
 }
+
+// TestLicenceInTheReadme: a module without a licence file is taken at the word of its README, one without any is refused.
+func TestLicenceInTheReadme(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := licence(dir); err == nil {
+		t.Error("a module without a licence passes")
+	}
+	readme := filepath.Join(dir, "README.md")
+	if err := os.WriteFile(readme, []byte("# m\n\n## License\n\nMIT\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := licence(dir); err != nil || got != "## License\n\nMIT" {
+		t.Errorf("licence %q, %v", got, err)
+	}
+	if err := os.WriteFile(readme, []byte("# m\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := licence(dir); err == nil {
+		t.Error("a README without a licence passes")
+	}
+}

@@ -1,0 +1,54 @@
+package tui
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/charmbracelet/x/exp/golden"
+	"github.com/muesli/termenv"
+)
+
+// answers are the result structs of the frames: every number in them is made up, so that frames are the same everywhere.
+func answers() map[string]any {
+	return map[string]any{"predict": predicted()}
+}
+
+// framePrompt is the prompt of the frames.
+const framePrompt = "The Eiffel Tower is in"
+
+// TestFrames compares every screen with its golden frame in text, in every size that has to look well.
+func TestFrames(t *testing.T) {
+	for _, size := range [][2]int{{60, 20}, {80, 24}, {120, 40}, {200, 50}} {
+		d := withFakes(size[0], size[1], framePrompt, answers())
+		for i, s := range d.app.screens {
+			if size[0] == 60 && i > 0 {
+				continue // refused, whatever the screen
+			}
+			d.run(d.app.goTo(i))
+			t.Run(fmt.Sprintf("%s-%dx%d", s.Name(), size[0], size[1]), func(t *testing.T) { requireFrame(t, d) })
+		}
+	}
+}
+
+// TestColours compares every screen with its golden frame in every kind of colour, styles included.
+func TestColours(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		profile termenv.Profile
+		dark    bool
+	}{
+		{"true", termenv.TrueColor, true},
+		{"true-light", termenv.TrueColor, false},
+		{"256", termenv.ANSI256, true},
+		{"16", termenv.ANSI, true},
+	} {
+		d := withFakes(80, 24, framePrompt, answers())
+		d.app.theme = newTheme(c.profile, c.dark)
+		for i, s := range d.app.screens {
+			d.run(d.app.goTo(i))
+			t.Run(s.Name()+"-"+c.name, func(t *testing.T) {
+				golden.RequireEqual(t, []byte(d.app.View()+"\n"))
+			})
+		}
+	}
+}

@@ -1,0 +1,6 @@
+package tui
+
+// newScreens are the tabs in their order.
+func newScreens(a *App) []Screen {
+	return []Screen{newPromptScreen(a)}
+}
