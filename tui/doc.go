@@ -6,9 +6,9 @@
 // # How it is built
 //
 // App is the only Bubble Tea model. It owns the state that all screens look at (State), the running jobs, the text
-// entry and the overlays, and draws the frame around the screen: tabs, prompt, a rule, the screen, messages, keys. A screen
-// is a plain struct with the methods of Screen, holds a pointer to the App, and embeds base, which has a default for
-// every method but Name, Render and Plain. newScreens lists them.
+// entry and the overlays, and draws the frame around the screen: tabs, prompt, a rule, the screen, messages, keys. A
+// screen is a plain struct with the methods of Screen, holds a pointer to the App, and embeds base, which has a
+// default for every method but Name, Render and Plain. newScreens lists them.
 //
 //	Name() string                     word of the tab, of ":screen NAME" and of --screen
 //	Keys() []Binding                  keys with help and what they do; help, key sheet and dispatch come from here
@@ -28,8 +28,8 @@
 // # Rules
 //
 //   - Update never blocks: work goes through start, which runs it in a command with a context, progress, and a guard
-//     that turns a panic into an error on the screen. A job has a slot; starting another one in the slot cancels the first.
-//     Its done function runs in Update, and only if the job is still the one of its slot.
+//     that turns a panic into an error on the screen. A job has a slot; starting another one in the slot cancels the
+//     first. Its done function runs in Update, and only if the job is still the one of its slot.
 //   - The state is changed by the methods of App (SetPrompt, SetPosition, SetChanges, SetEdits), which note the undo,
 //     count Version up and refresh the shown screen. Results that depend on the state keep the Version they are of.
 //   - Text entry is asked for with App.Ask; long text is shown with App.Show; messages go to App.Say and App.Fail.
