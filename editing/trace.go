@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/engram-go/engram/internal/display"
@@ -55,8 +56,14 @@ type TraceOptions struct {
 	RNG     RNG
 	// Subjects are the texts whose embeddings calibrate the noise; nil means the subject alone.
 	Subjects []string
+	// Expect is the answer, which must be one token that is it but for spaces around; "" takes whatever the model says.
+	// Another answer is an *UnknownError.
+	Expect   string
 	Progress func(done, total int) // called after some cells; nil means not at all
 }
+
+// defaultWindow is how many layers are put back together unless said otherwise.
+const defaultWindow = 10
 
 // Token is a token of a prompt. Text is what it stands for; where that is not UTF-8, in the escaped form of package
 // display.
@@ -108,10 +115,10 @@ func Trace(ctx context.Context, m *transformer.Model, opts TraceOptions) (*Trace
 		return nil, err
 	}
 	t := &tracer{m: m, opts: &opts}
+	defer t.close()
 	if err := t.start(ctx); err != nil {
 		return nil, err
 	}
-	defer t.close()
 	if err := t.corrupt(ctx); err != nil {
 		return nil, err
 	}
@@ -130,7 +137,7 @@ func (o *TraceOptions) settle(m *transformer.Model) error {
 		o.Samples = 10
 	}
 	if o.Window == 0 {
-		o.Window = 10
+		o.Window = defaultWindow
 	}
 	if o.Kind == TraceHidden {
 		o.Window = 1
@@ -183,9 +190,10 @@ type tracer struct {
 }
 
 func (t *tracer) close() {
-	t.clean.Close()
-	if t.corrupted != nil {
-		t.corrupted.Close()
+	for _, r := range []*transformer.Run{t.clean, t.corrupted} {
+		if r != nil {
+			r.Close()
+		}
 	}
 }
 
@@ -208,6 +216,9 @@ func (t *tracer) start(ctx context.Context) (err error) {
 	answer, high := mostProbable(last)
 	if math.IsNaN(high) {
 		return fmt.Errorf("%w: the model predicts numbers that are not finite", ErrTrace)
+	}
+	if text := tokenText(t.m, answer); o.Expect != "" && strings.TrimSpace(text) != o.Expect {
+		return &UnknownError{o.Prompt, o.Expect, text}
 	}
 	t.out = &TraceResult{
 		Prompt: o.Prompt, Subject: [2]int{t.span.Begin, t.span.End}, Merged: t.span.Merged, Answer: tokenText(t.m, answer),

@@ -17,7 +17,10 @@ import (
 type traceReference struct {
 	Noise   float64
 	Windows map[string]int
-	Facts   []struct{ Prompt, Subject, Expect string }
+	Facts   []struct {
+		Prompt, Subject, Expect string
+		LowScore                float64 `json:"low_score"`
+	}
 }
 
 // TestTraceReference: the scores of the ROME authors' code with the same draws, for all kinds and severed runs.

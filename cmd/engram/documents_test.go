@@ -61,17 +61,19 @@ func check(t *testing.T, path string, have, want []byte) {
 func refresh(t *testing.T, text string) (string, int) {
 	t.Helper()
 	dir := t.TempDir()
-	texts, err := filepath.Glob(filepath.Join("..", "..", "docs", "guide", "*.txt"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range texts {
-		corpus, err := os.ReadFile(path)
+	for _, folder := range []string{filepath.Join("docs", "guide", "*.txt"), filepath.Join("testdata", "demo", "*")} {
+		paths, err := filepath.Glob(filepath.Join("..", "..", folder))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, filepath.Base(path)), corpus, 0o644); err != nil {
-			t.Fatal(err)
+		for _, path := range paths {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, filepath.Base(path)), data, 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	var out []string

@@ -89,7 +89,7 @@ func exitCode(ctx context.Context, err error) int {
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &refusal{}) || is(
-		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob):
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob, editing.ErrPart):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
@@ -141,8 +141,8 @@ func usualHint(err error) string {
 		return "engram inspect shows the model's sizes"
 	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"
-	case errors.Is(err, probes.ErrPart):
-		return "repeat the options of the build that was stopped, or delete what it left"
+	case errors.Is(err, probes.ErrPart), errors.Is(err, editing.ErrPart):
+		return "repeat the options of the job that was stopped, or delete what it left"
 	case errors.Is(err, probes.ErrMerge):
 		return "triggers show --json says what an index is of"
 	case errors.Is(err, probes.ErrCorpus), errors.Is(err, probes.ErrEmptyCorpus):

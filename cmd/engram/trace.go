@@ -32,14 +32,19 @@ func (a *app) traceCommand() *cobra.Command {
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
 	cmd.Flags().StringVar(&f.opts.Subject, "subject", "", "the subject, as it stands in the prompt")
-	f.register(cmd)
+	f.register(cmd, "hidden")
+	cmd.AddCommand(a.traceAverageCommand())
 	cmd.Flags().StringVar(&f.sever, "sever", "", "hold a kind of module as the noise made it: mlp or attn")
 	return cmd
 }
 
 // register adds the flags that all traces share.
-func (f *traceFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.kind, "kind", "hidden", "what is put back: hidden, mlp or attn")
+func (f *traceFlags) register(cmd *cobra.Command, kind string) {
+	usage := "what is put back: hidden, mlp or attn"
+	if kind == "all" {
+		usage += ", or all of them"
+	}
+	cmd.Flags().StringVar(&f.kind, "kind", kind, usage)
 	cmd.Flags().IntVar(&f.opts.Window, "window", 10, "layers that mlp and attn put back together")
 	cmd.Flags().StringVar(&f.noise, "noise", "3s",
 		"standard deviation, of the subjects' embeddings with s: 0.1, 3s, uniform:3s, covariance or student:5")
@@ -50,8 +55,8 @@ func (f *traceFlags) register(cmd *cobra.Command) {
 		"file of subjects that the noise is measured on, one per line; the program's own list unless given")
 }
 
-// check reads the flags that are text.
-func (f *traceFlags) check() (err error) {
+// check reads the flags that are text. kinds are those that there are.
+func (f *traceFlags) check(kinds ...string) (err error) {
 	if f.opts.Noise, err = editing.ParseNoise(f.noise); err != nil {
 		return usagef("--noise: %w", err)
 	}
@@ -59,7 +64,7 @@ func (f *traceFlags) check() (err error) {
 		flag, value string
 		of          []string
 	}{
-		{"kind", f.kind, []string{"hidden", "mlp", "attn"}},
+		{"kind", f.kind, kinds},
 		{"sever", f.sever, []string{"", "mlp", "attn"}},
 		{"rng", f.rng, []string{"fast", "numpy"}},
 	} {
@@ -96,7 +101,7 @@ func subjects(path string) ([]string, error) {
 }
 
 func (a *app) runTrace(cmd *cobra.Command, f *traceFlags) error {
-	if err := f.check(); err != nil {
+	if err := f.check("hidden", "mlp", "attn"); err != nil {
 		return err
 	}
 	if f.opts.Subject == "" {
