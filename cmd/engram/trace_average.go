@@ -93,7 +93,7 @@ func averageConventions() map[string]string {
 
 // writeAverage prints effects by role and layer, and each role's largest with its interval.
 func writeAverage(p *page, r *editing.AverageResult) {
-	p.line(fmt.Sprintf("%d facts, %d skipped  clean %.3f ± %.3f  noise %.3f ± %.3f  total effect %.3f ± %.3f", r.Facts,
+	p.line(fmt.Sprintf("%d facts, %d skipped  clean %.2f ± %.2f  noise %.2f ± %.2f  total effect %.2f ± %.2f", r.Facts,
 		len(r.Skipped), r.High.Mean, r.High.Interval, r.Low.Mean, r.Low.Interval, r.Total.Mean, r.Total.Interval))
 	for _, k := range r.Kinds {
 		title := string(k.Kind)
@@ -117,9 +117,12 @@ func writeAverage(p *page, r *editing.AverageResult) {
 			}
 			cells := []string{
 				string(role.Role), strconv.Itoa(role.Samples),
-				fmt.Sprintf("%.3f ± %.3f", role.Effect[best], role.Interval[best]), strconv.Itoa(best),
+				fmt.Sprintf("%.2f ± %.2f", role.Effect[best], role.Interval[best]), strconv.Itoa(best),
 			}
-			t.add(append(cells, decimals(role.Effect)...)...)
+			for _, v := range role.Effect {
+				cells = append(cells, fmt.Sprintf("%.2f", v))
+			}
+			t.add(cells...)
 		}
 		p.table(t)
 	}
