@@ -19,8 +19,8 @@ type job struct {
 	progress func(done, total int)
 }
 
-// runJob does n pieces of work in their order and gives their results. Those in the journal are read from it, the others
-// are added to it; when all are done it is removed. A journal of another job is an error that wraps ErrPart.
+// runJob does n pieces of work in their order and gives their results. Those in the journal are read from it, the
+// others are added to it; when all are done it is removed. A journal of another job is an error that wraps ErrPart.
 func runJob[T any](ctx context.Context, j job, n int, do func(i int) (T, error)) (out []T, err error) {
 	book, err := j.open()
 	if err != nil {

@@ -145,7 +145,8 @@ func averagePictures(r *editing.AverageResult) []plot.Part {
 			}
 			lines.Series = append(lines.Series, s)
 		}
-		text := fmt.Sprintf("%d facts. Clean %.4f, with noise %.4f. Bands are 95 %% intervals.", r.Facts, r.High.Mean, r.Low.Mean)
+		text := fmt.Sprintf("%d facts. Clean %.4f, with noise %.4f. Bands are 95 %% intervals.",
+			r.Facts, r.High.Mean, r.Low.Mean)
 		parts = append(parts, plot.Part{Heading: string(k.Kind), Text: text, Picture: lines})
 	}
 	return parts
