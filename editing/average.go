@@ -141,8 +141,8 @@ type factTrace struct {
 
 // AverageTrace says where, over many facts, the states are that carry an answer (Meng et al. 2022, § 2.2 and figure 3):
 // it traces every fact whose attribute is the one token the model answers, and averages the answer's probability with
-// a state put back over the tokens of each role, layer by layer. As the authors do, an average indirect effect is the mean
-// over a role's tokens of that probability less the mean over facts of the one with noise.
+// a state put back over the tokens of each role, layer by layer. As the authors do, an average indirect effect is the
+// mean over a role's tokens of that probability less the mean over facts of the one with noise.
 //
 // Facts that the model does not know, or whose prompt lacks the subject, are skipped and listed. Errors wrap ErrTrace
 // where none is left, ErrPart where the journal belongs to another job, and those of Trace.
