@@ -140,7 +140,7 @@ func (d *differ) batch(ctx context.Context, out *CorpusDiff, sums []coefSums, li
 // out.
 func (c *CorpusDiff) predict(m *transformer.Model, row, position int, before, after []float32) {
 	n := min(len(before), len(after))
-	kl := divergence(before[:n], after[:n])
+	kl := Divergence(before[:n], after[:n])
 	c.Positions++
 	c.MeanKL += kl
 	c.MaxKL = max(c.MaxKL, kl)

@@ -115,7 +115,7 @@ func Effect(ctx context.Context, m *transformer.Model, opts EffectOptions) (*Eff
 
 // add compares the predictions at one position.
 func (r *EffectResult) add(m *transformer.Model, opts *EffectOptions, p int, before, after []float32) {
-	at := EffectPosition{Position: p, KL: divergence(before, after), Targets: []EffectTarget{}}
+	at := EffectPosition{Position: p, KL: Divergence(before, after), Targets: []EffectTarget{}}
 	targets := opts.Targets
 	predicts := !m.Config.Encoder && p+1 < len(opts.IDs)
 	if predicts {

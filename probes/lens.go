@@ -207,7 +207,7 @@ func (l *lens) read(at []int, group int) ([]LensPosition, error) {
 			s := LensState{Layer: of.layer, Site: of.site}
 			var r transformer.Readout
 			r, s.Top, s.Targets = readLogits(l.m, logits.At(j*n+i).Data, l.opts.Top, targets)
-			s.Entropy, s.KL = r.Entropy, divergence(final, logits.At(j*n+i).Data)
+			s.Entropy, s.KL = r.Entropy, Divergence(final, logits.At(j*n+i).Data)
 			here.States = append(here.States, s)
 		}
 		out = append(out, here)

@@ -169,7 +169,7 @@ func (r *PatchscopeResult) read(
 	for i, s := range all {
 		s.IDs, s.Written = []int{}, []string{}
 		_, s.Next, _ = readLogits(m, logits.At(i, 0).Data, opts.Top, nil)
-		s.KL = divergence(logits.At(i, 0).Data, logits.At(0, 0).Data)
+		s.KL = Divergence(logits.At(i, 0).Data, logits.At(0, 0).Data)
 	}
 	if opts.Tokens == 0 {
 		return nil

@@ -131,8 +131,8 @@ func checkTargets(ids []int, c *transformer.Config) error {
 	return nil
 }
 
-// divergence is KL(p‖q) = Σ p (log p − log q) of the distributions that two rows of logits stand for, in nats.
-func divergence(p, q []float32) float64 {
+// Divergence is KL(p‖q) = Σ p (log p − log q) of the distributions that two rows of logits stand for, in nats.
+func Divergence(p, q []float32) float64 {
 	lseP, lseQ := logSumExp(p), logSumExp(q)
 	sum := 0.0
 	for i, x := range p {

@@ -1,7 +1,8 @@
 package routes
 
 // flow gives every node its share of the roots' mass: what a node has goes down its edges by weight, biases left out,
-// and an FFN passes on all it has. Where nodes lead to more than one root, they say which.
+// and an FFN passes on all it has; differences to a
+// contrast do not flow. Where nodes lead to more than one root, they say which.
 func (r *RoutesResult) flow(roots []Node) {
 	at := map[Node]*GraphNode{}
 	for i := range r.Nodes {
@@ -22,7 +23,9 @@ func (r *RoutesResult) flow(roots []Node) {
 		n := &r.Nodes[i]
 		for _, e := range into[n.node] {
 			below := at[e.from]
-			below.Flow += n.Flow * r.passes(e, n)
+			if r.Contrast == nil {
+				below.Flow += n.Flow * r.passes(e, n)
+			}
 			below.Roots = union(below.Roots, n.Roots)
 		}
 	}

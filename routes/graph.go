@@ -66,6 +66,10 @@ type RoutesResult struct {
 	Roots     []string       `json:"roots"`
 	Nodes     []GraphNode    `json:"nodes"` // from the top down, then by position
 	Edges     []Edge         `json:"edges"` // by descending layer, destination, kind, head, source
+	// Contrast is the other prompt of a contrastive graph, whose weights are what shares are more than there.
+	Contrast []probes.Token `json:"contrast,omitempty"`
+	Verified *VerifyResult  `json:"verified,omitempty"` // where the graph was checked
+	FFNs     []FFNResult    `json:"ffns,omitempty"`     // FFN nodes that were looked into
 }
 
 // RoutesOptions say which graph to draw. Only IDs or Parts is needed.
@@ -75,6 +79,9 @@ type RoutesOptions struct {
 	Threshold Threshold
 	Roots     []Node // nil means the last position's state behind the last layer
 	Tokens    int    // tokens promoted and suppressed to list for each node and edge; 0 means none
+	// Contrast is another open prompt of as many tokens. Edges are then those whose share differs by more than Tau, which
+	// takes the mode Filter; their weight is the difference, less than 0 where the other prompt has more, and nothing flows.
+	Contrast *Parts
 }
 
 // ErrGraph is wrapped by errors about files that hold no graph.
@@ -99,6 +106,12 @@ func Routes(ctx context.Context, m *transformer.Model, opts RoutesOptions) (*Rou
 		defer p.Close()
 	}
 	w := &walk{parts: p, cut: &opts.Threshold, nodes: map[Node]*GraphNode{}}
+	if opts.Contrast != nil {
+		var err error
+		if w.contrast, err = newContrast(p, opts.Contrast, w.cut); err != nil {
+			return nil, err
+		}
+	}
 	if err := w.roots(opts.Roots); err != nil {
 		return nil, err
 	}
@@ -116,11 +129,12 @@ func Routes(ctx context.Context, m *transformer.Model, opts RoutesOptions) (*Rou
 
 // walk goes from the roots down.
 type walk struct {
-	parts *Parts
-	cut   *Threshold
-	named []Node // the roots
-	nodes map[Node]*GraphNode
-	edges []Edge
+	parts    *Parts
+	cut      *Threshold
+	contrast *contrast // nil for a prompt by itself
+	named    []Node    // the roots
+	nodes    map[Node]*GraphNode
+	edges    []Edge
 }
 
 func (w *walk) roots(asked []Node) error {
@@ -199,6 +213,12 @@ func (w *walk) expand(ctx context.Context, kind NodeKind, l int, positions []int
 	}
 	for _, m := range merges {
 		kept, nothing := w.cut.keep(m, w.parts.Tokens())
+		if w.contrast != nil {
+			if kept, err = w.contrast.keep(ctx, m); err != nil {
+				return err
+			}
+			nothing = false
+		}
 		n := w.reach(m.Node)
 		n.Fallback, n.Degenerate = nothing && !m.Degenerate(), m.Degenerate()
 		if !m.Degenerate() {
@@ -235,8 +255,9 @@ func (w *walk) result() *RoutesResult {
 		Layers: c.Layers, Heads: c.Attention.Heads, Parallel: p.Parallel(), Threshold: *w.cut,
 		Nodes: []GraphNode{}, Edges: w.edges,
 	}
-	for _, id := range p.IDs {
-		out.Prompt = append(out.Prompt, probes.Token{ID: id, Text: probes.TokenText(p.Model.Tokenizer, id)})
+	out.Prompt = p.tokens()
+	if w.contrast != nil {
+		out.Contrast = w.contrast.other.tokens()
 	}
 	for _, n := range w.named {
 		out.Roots = append(out.Roots, n.String())
@@ -250,6 +271,14 @@ func (w *walk) result() *RoutesResult {
 		out.Edges = []Edge{}
 	}
 	out.flow(w.named)
+	return out
+}
+
+// tokens are those of the prompt.
+func (p *Parts) tokens() (out []probes.Token) {
+	for _, id := range p.IDs {
+		out = append(out, probes.Token{ID: id, Text: probes.TokenText(p.Model.Tokenizer, id)})
+	}
 	return out
 }
 
