@@ -61,8 +61,10 @@ type Change struct {
 	Site  transformer.Site
 	Layer int   // ignored at embed, final and logits
 	Units []int // memories at coef, heads at head_out and the like, components elsewhere; nil means all
-	Value float64
-	Max   bool // of ModeSetScore: the layer's largest score at the position instead of Value
+	// Sources are the positions that heads read, at pattern; nil means all.
+	Sources []int
+	Value   float64
+	Max     bool // of ModeSetScore: the layer's largest score at the position instead of Value
 	// Vector is a direction of the residual stream, for ModeSteer, ModeSet and ModeAblate; Name is what it is called.
 	Vector []float32
 	Name   string
@@ -137,7 +139,7 @@ func (c *Change) check(cfg *transformer.Config) error {
 			if u < 0 || u >= cfg.Memories(c.Layer) {
 				return fmt.Errorf("%w: %s, the model has %s", ErrNeuron, n, memoriesOf(cfg, c.Layer))
 			}
-		case transformer.HeadOut:
+		case transformer.HeadOut, transformer.Pattern:
 			if u < 0 || u >= cfg.Attention.Heads {
 				h := transformer.Head{Layer: c.Layer, Index: u}
 				return fmt.Errorf("%w: %s, the model has %d in each layer", ErrHead, h, cfg.Attention.Heads)
@@ -212,7 +214,9 @@ func (r *resolver) add(ctx context.Context, c *Change) error {
 	if c.Mode == ModeSetScore {
 		return r.setScore(ctx, c, at, later)
 	}
-	iv := transformer.Intervention{Site: c.Site, Layer: c.Layer, Units: c.Units, Value: []float32{float32(c.Value)}}
+	iv := transformer.Intervention{
+		Site: c.Site, Layer: c.Layer, Units: c.Units, Sources: c.Sources, Value: []float32{float32(c.Value)},
+	}
 	switch c.Mode {
 	case ModeSet:
 		iv.Op = transformer.OpSet

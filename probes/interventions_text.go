@@ -18,6 +18,7 @@ type VectorLoader func(name string) ([]float32, error)
 //	set L10N123=3 @all           a memory's coefficient
 //	scale L3N5,L3N7=0.5          of two memories
 //	ablate L9H6 @4,-1            a head's output, at two positions
+//	ablate L9H6<3 @5             what the head reads of position 3 there: its attention to it
 //	add L2.resid_mid[7]=-1       a component of any site; no brackets mean all of them
 //	set-score L1N27=max          see Mode
 //	steer calm.safetensors@6=4   4 times a vector is added to what leaves layer 6 …
@@ -146,6 +147,9 @@ func siteTarget() *regexp.Regexp {
 	return regexp.MustCompile(`^(?:L(\d{1,6})\.([a-z_]+)|(embed|final|logits))(?:\[([\d,\- ]+)\])?$`)
 }
 
+// edgeTarget is a head with a position that it reads, L9H6<3.
+func edgeTarget() *regexp.Regexp { return regexp.MustCompile(`^(L\d+H\d+)<(\d{1,6})$`) }
+
 // vectorTarget is a file of a vector with a layer, and perhaps a site; a value may follow.
 func vectorTarget() *regexp.Regexp {
 	return regexp.MustCompile(`^(.+)@(\d{1,6})(?::(resid_pre|resid_mid|resid_post))?(=[^@=]*)?$`)
@@ -160,12 +164,19 @@ func (c *Change) parseTarget(target string, vectors VectorLoader) error {
 		c.Site, c.Layer, c.Units = transformer.HeadOut, h.Layer, []int{h.Index}
 		return nil
 	}
+	if m := edgeTarget().FindStringSubmatch(target); m != nil {
+		h, err := transformer.ParseHead(m[1])
+		source, _ := strconv.Atoi(m[2])
+		c.Site, c.Layer, c.Units, c.Sources = transformer.Pattern, h.Layer, []int{h.Index}, []int{source}
+		return err
+	}
 	if m := siteTarget().FindStringSubmatch(target); m != nil {
 		return c.parseSite(m[1], m[2]+m[3], m[4])
 	}
 	m := vectorTarget().FindStringSubmatch(target)
 	if m == nil {
-		return fmt.Errorf("%w: %q is no memory L3N12, head L3H1, site L3.attn_out or vector FILE@3", ErrChange, target)
+		return fmt.Errorf("%w: %q is no memory L3N12, head L3H1, edge L3H1<2, site L3.attn_out or vector FILE@3",
+			ErrChange, target)
 	}
 	if vectors == nil {
 		return fmt.Errorf("%w: vectors cannot be read here: %q", ErrChange, target)
@@ -258,6 +269,8 @@ func (c *Change) target() string {
 		return transformer.Neuron{Layer: c.Layer, Index: c.Units[0]}.String()
 	case c.Site == transformer.HeadOut && len(c.Units) == 1:
 		return transformer.Head{Layer: c.Layer, Index: c.Units[0]}.String()
+	case len(c.Sources) == 1 && len(c.Units) == 1:
+		return fmt.Sprintf("%s<%d", transformer.Head{Layer: c.Layer, Index: c.Units[0]}, c.Sources[0])
 	}
 	name := string(c.Site)
 	if c.Site.InBlock() {
@@ -295,7 +308,8 @@ func (iv *Interventions) Overridden() []string {
 		for j := i + 1; j < len(iv.Changes); j++ {
 			a, b := &iv.Changes[i], &iv.Changes[j]
 			if a.Site == b.Site && a.Layer == b.Layer && a.Vector == nil && b.Vector == nil && b.replaces() &&
-				meets(a.Units, b.Units) && (a.At.Kind == b.At.Kind && slices.Equal(a.At.List, b.At.List) || b.At.Kind == AtAll) {
+				meets(a.Units, b.Units) && meets(a.Sources, b.Sources) &&
+				(a.At.Kind == b.At.Kind && slices.Equal(a.At.List, b.At.List) || b.At.Kind == AtAll) {
 				out = append(out, fmt.Sprintf("%s: what %s did is gone", b, a))
 			}
 		}

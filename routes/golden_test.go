@@ -1,7 +1,6 @@
 package routes_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"strconv"
@@ -41,8 +40,11 @@ func TestSharesAreTheReference(t *testing.T) {
 						}
 						for l := range m.Config.Layers {
 							compared += compareShares(t, r, parts, p+"."+v.prefix, l)
-							if v.prefix == "c" {
+							switch v.prefix {
+							case "c":
 								compareProximities(t, r, parts, p+".prox", l)
+							case "c3":
+								compareBiasApart(t, r, parts, p+".prox", l)
 							}
 						}
 						parts.Close()
@@ -125,10 +127,25 @@ func compareProximities(t *testing.T, r *reference, p *routes.Parts, prefix stri
 	prox := map[string][]float64{
 		"attn":       attention(a, p.Model.Config.Attention.Heads, func(_ *routes.Merge, v float64) float64 { return v }),
 		"resid_attn": each(a, func(m *routes.Merge) float64 { return m.Resid }),
+		"bias_attn":  each(a, func(m *routes.Merge) float64 { return m.Bias }),
 		"ffn":        each(i, func(m *routes.Merge) float64 { return m.FFN }),
 		"resid_ffn":  each(i, func(m *routes.Merge) float64 { return m.Resid }),
 	}
 	for part, got := range prox {
+		if name := fmt.Sprintf("%s.%s.%d", prefix, part, layer); r.has(name) {
+			near(t, name, got, r.floats(name), 1e-5)
+		}
+	}
+}
+
+// compareBiasApart compares the proximities of an FFN and its bias by themselves.
+func compareBiasApart(t *testing.T, r *reference, p *routes.Parts, prefix string, layer int) {
+	t.Helper()
+	i := merges(t, p, routes.BlockNode, layer)
+	for part, got := range map[string][]float64{
+		"ffn_nobias": each(i, func(m *routes.Merge) float64 { return m.FFN }),
+		"bias_ffn":   each(i, func(m *routes.Merge) float64 { return m.Bias }),
+	} {
 		if name := fmt.Sprintf("%s.%s.%d", prefix, part, layer); r.has(name) {
 			near(t, name, got, r.floats(name), 1e-5)
 		}
@@ -220,38 +237,123 @@ func TestGraphsOfThePublicTool(t *testing.T) {
 		r := openReference(t, name)
 		m := open(t, be, r.dir)
 		for _, p := range r.prompts() {
-			var all map[string]json.RawMessage
-			r.field(&all, p, "tool_edges")
-			for _, tau := range []float64{0.04, 0.1} {
-				parts, err := routes.OpenParts(t.Context(), m, routes.PartsOptions{IDs: r.ids(p + ".ids"), Compat: true})
+			for _, way := range []struct {
+				name string
+				bias routes.ValueBias
+			}{{"tool", routes.InTerms}, {"tool_asis", routes.LeftOut}} {
+				if way.name == "tool_asis" && name != "gpt2" { // no biases
+					continue
+				}
+				opts := routes.PartsOptions{IDs: r.ids(p + ".ids"), Compat: true, ValueBias: way.bias}
+				parts, err := routes.OpenParts(t.Context(), m, opts)
 				if err != nil {
 					t.Fatal(err)
 				}
-				got, err := routes.Routes(t.Context(), m, routes.RoutesOptions{Parts: parts, Threshold: threshold(routes.FilterPair, tau)})
+				for key, cut := range map[string]routes.Threshold{
+					"filter_pair.0.04": threshold(routes.FilterPair, 0.04), "filter_pair.0.1": threshold(routes.FilterPair, 0.1),
+					"renormalise.0.04": threshold(routes.Renormalise, 0.04), "renormalise.0.1": threshold(routes.Renormalise, 0.1),
+				} {
+					compareTool(t, r, p, way.name+"."+key, graphOf(t, parts, cut))
+				}
 				parts.Close()
-				if err != nil {
-					t.Fatal(err)
-				}
-				key := "tool.filter_pair." + strconv.FormatFloat(tau, 'g', -1, 64)
-				var rows [][]any
-				r.field(&rows, p, "tool_edges", key)
-				want := map[string]float64{}
-				for _, row := range rows {
-					want[row[0].(string)+">"+row[1].(string)] = row[2].(float64)
-				}
-				have := map[string]float64{}
-				for _, e := range got.Edges {
-					have[e.From+">"+e.To] += e.Weight
-				}
-				for pair, w := range want {
-					if math.Abs(have[pair]-w) > 1e-4 {
-						t.Errorf("%s %s %s: %s is %g, want %g", name, p, key, pair, have[pair], w)
-					}
-				}
-				if len(have) != len(want) {
-					t.Errorf("%s %s %s: %d pairs, want %d", name, p, key, len(have), len(want))
+			}
+		}
+	}
+}
+
+// compareTool compares pairs of nodes. The tool's renormalised weights of FFNs and streams are divided by a sum over all
+// tokens, so that of these only the pairs are compared.
+func compareTool(t *testing.T, r *reference, prompt, key string, got *routes.RoutesResult) {
+	t.Helper()
+	var rows [][]any
+	r.field(&rows, prompt, "tool_edges", key)
+	want, have := map[string]float64{}, map[string]float64{}
+	for _, row := range rows {
+		want[row[0].(string)+">"+row[1].(string)] = row[2].(float64)
+	}
+	for _, e := range got.Edges {
+		have[e.From+">"+e.To] += e.Weight
+	}
+	for pair, w := range want {
+		weight, ok := have[pair]
+		if d := math.Abs(weight - w); !ok || d > 1e-4 && got.Threshold.Mode == routes.FilterPair {
+			t.Errorf("%s %s: %s is %g (%t), want %g", prompt, key, pair, weight, ok, w)
+		}
+	}
+	if len(have) != len(want) {
+		t.Errorf("%s %s: %d pairs, want %d", prompt, key, len(have), len(want))
+	}
+}
+
+// TestRenormalisedSharesAreTheReference: where every state is a root, the weights into all of them are the reference's.
+func TestRenormalisedSharesAreTheReference(t *testing.T) {
+	be := backendtest.Open(t, "go")
+	for _, name := range references() {
+		r := openReference(t, name)
+		m := open(t, be, r.dir)
+		heads := m.Config.Attention.Heads
+		for _, prompt := range r.prompts() {
+			p := openParts(t, m, routes.PartsOptions{IDs: r.ids(prompt + ".ids")})
+			n := p.Tokens()
+			var roots []routes.Node
+			for l := range m.Config.Layers {
+				for i := range n {
+					roots = append(roots, routes.Node{Kind: routes.AttnNode, Layer: l, Position: i},
+						routes.Node{Kind: routes.BlockNode, Layer: l, Position: i})
 				}
 			}
+			for _, tau := range []float64{0.04, 0.1, 0.3} {
+				got := map[string][]float64{} // by part and layer
+				for l := range m.Config.Layers {
+					got[fmt.Sprint("attn.", l)] = make([]float64, heads*n*n)
+					for _, part := range []string{"resid_attn", "ffn", "resid_ffn"} {
+						got[fmt.Sprint(part, ".", l)] = make([]float64, n)
+					}
+				}
+				for _, e := range graphOf(t, p, threshold(routes.Renormalise, tau), roots...).Edges {
+					switch {
+					case e.Kind == routes.Attn:
+						got[fmt.Sprint("attn.", e.Layer)][(e.Head*n+e.Dst)*n+e.Src] = e.Weight
+					case e.Kind == routes.Resid && e.To[0] == 'A':
+						got[fmt.Sprint("resid_attn.", e.Layer)][e.Dst] = e.Weight
+					case e.Kind == routes.Resid:
+						got[fmt.Sprint("resid_ffn.", e.Layer)][e.Dst] = e.Weight
+					case e.Kind == routes.FFNOut:
+						got[fmt.Sprint("ffn.", e.Layer)][e.Dst] = e.Weight
+					}
+				}
+				forgetFallbacks(t, r, prompt, tau, got, n)
+				for part, values := range got {
+					key := fmt.Sprintf("%s.renormalise.%g.%s", prompt, tau, part)
+					nearShares(t, key, values, r.floats(key))
+				}
+			}
+		}
+	}
+}
+
+// forgetFallbacks takes out the weight 1 of a head where no part of an A node is above the threshold: the reference's
+// tensors have it for streams alone, its lists of edges, which are compared elsewhere, for both.
+func forgetFallbacks(t *testing.T, r *reference, prompt string, tau float64, got map[string][]float64, tokens int) {
+	t.Helper()
+	var list [][]any // threshold, layer, kind, position
+	r.field(&list, prompt, "nothing_survives")
+	for _, at := range list {
+		if at[0] != tau || at[2] != "A" {
+			continue
+		}
+		layer, position := int(at[1].(float64)), int(at[3].(float64))
+		values, ones := got[fmt.Sprint("attn.", layer)], 0
+		for i := range values {
+			if i/tokens%tokens == position && values[i] != 0 {
+				if values[i] != 1 {
+					t.Errorf("%s above %g, A%d_%d has the weight %g", prompt, tau, layer, position, values[i])
+				}
+				values[i], ones = 0, ones+1
+			}
+		}
+		if stream := got[fmt.Sprint("resid_attn.", layer)][position]; float64(ones)+stream != 1 {
+			t.Errorf("%s above %g, %d heads and %g of the stream are in A%d_%d", prompt, tau, ones, stream, layer, position)
 		}
 	}
 }

@@ -79,8 +79,8 @@ type RoutesOptions struct {
 	Threshold Threshold
 	Roots     []Node // nil means the last position's state behind the last layer
 	Tokens    int    // tokens promoted and suppressed to list for each node and edge; 0 means none
-	// Contrast is another open prompt of as many tokens. Edges are then those whose share differs by more than Tau, which
-	// takes the mode Filter; their weight is the difference, less than 0 where the other prompt has more, and nothing flows.
+	// Contrast is another open prompt of as many tokens. Edges are then those whose share differs by more than Tau, in the
+	// mode Filter; their weight is the difference, less than 0 where the other prompt has more, and nothing flows.
 	Contrast *Parts
 }
 
@@ -92,7 +92,7 @@ var ErrGraph = errors.New("no graph of routes")
 // decomposed. Flow is 1 at the roots together and goes down along the edges by weight, so that with Renormalise the
 // tokens' flows sum to 1.
 //
-// Errors wrap ErrNode, ErrThreshold and those of OpenParts.
+// Errors wrap ErrNode, ErrThreshold, ErrAligned and those of OpenParts.
 func Routes(ctx context.Context, m *transformer.Model, opts RoutesOptions) (*RoutesResult, error) {
 	if err := opts.Threshold.fill(); err != nil {
 		return nil, err
@@ -119,6 +119,9 @@ func Routes(ctx context.Context, m *transformer.Model, opts RoutesOptions) (*Rou
 		if err := w.layer(ctx, l); err != nil {
 			return nil, err
 		}
+	}
+	if w.contrast != nil {
+		w.prune()
 	}
 	out := w.result()
 	if opts.Tokens > 0 {
@@ -189,6 +192,9 @@ func (w *walk) layer(ctx context.Context, l int) error {
 	}
 	for i, t := range fed {
 		in := part{FFNIn, -1, t, blocks[i].FFN, blocks[i].Share(blocks[i].FFN)}
+		if w.contrast != nil {
+			in.weight = 0
+		}
 		for _, e := range w.edges {
 			if e.Kind == FFNOut && e.from == (Node{FFNNode, l, t}) {
 				in.weight = e.Weight
@@ -242,6 +248,9 @@ func (w *walk) edge(to Node, p part) {
 		from = Node{AttnNode, to.Layer, p.src}
 	}
 	w.reach(from)
+	if w.contrast != nil && !w.contrast.differs(p.weight) {
+		return
+	}
 	w.edges = append(w.edges, Edge{
 		From: from.String(), To: to.String(), Kind: p.kind, Layer: to.Layer, Head: p.head, Src: p.src, Dst: to.Position,
 		Weight: p.weight, Proximity: p.prox, from: from, to: to,

@@ -21,6 +21,14 @@ func families() []string {
 	return []string{"gpt2", "llama", "gptj", "gpt_neox", "gemma2", "olmo2", "opt_post", "bert", "mixtral", "mistral"}
 }
 
+// someFamilies are all of them where nothing is compiled, else one sequential, one sandwich and one parallel block.
+func someFamilies(be compute.Backend) []string {
+	if be.Name() == "go" {
+		return families()
+	}
+	return []string{"llama", "gemma2", "gptj"}
+}
+
 func graphOf(t *testing.T, p *routes.Parts, cut routes.Threshold, roots ...routes.Node) *routes.RoutesResult {
 	t.Helper()
 	r, err := routes.Routes(t.Context(), p.Model, routes.RoutesOptions{Parts: p, Threshold: cut, Roots: roots})

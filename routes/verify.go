@@ -85,7 +85,7 @@ const leastSeparation = 1e-3
 // The prediction is read from the root if it is the last layer's state, else at the last position of a run in which the
 // roots have what the graph gives them. Random graphs of equal size say how much of the faithfulness is the method's.
 //
-// Errors wrap ErrVerify, ErrSeparation, transformer.ErrTokenRange or those of transformer.Model.Run.
+// Errors wrap ErrVerify, ErrAligned, ErrSeparation, transformer.ErrTokenRange or those of transformer.Model.Run.
 func Verify(ctx context.Context, opts VerifyOptions) (*VerifyResult, error) {
 	if opts.Parts == nil || opts.Graph == nil || len(opts.Graph.Prompt) != opts.Parts.Tokens() {
 		return nil, fmt.Errorf("%w: it is of another prompt", ErrVerify)
@@ -141,7 +141,7 @@ func (v *verifier) standIns(ctx context.Context) (err error) {
 		return err
 	}
 	if len(v.Patch) != v.p.Tokens() {
-		return fmt.Errorf("%w: the prompt has %d tokens, the one to patch from %d", ErrVerify, v.p.Tokens(), len(v.Patch))
+		return fmt.Errorf("%w: the prompt has %d tokens, the one to patch from %d", ErrAligned, v.p.Tokens(), len(v.Patch))
 	}
 	v.ins = &standIns{}
 	v.ins.other, err = OpenParts(ctx, v.m, PartsOptions{IDs: v.Patch})
@@ -227,7 +227,9 @@ func (v *verifier) result(graphs []*subgraph, logits *transformer.Tensor) (*Veri
 		other := v.token(*v.Other)
 		out.Other, out.Metric = &other, "logit_difference"
 	}
-	out.Clean, out.Graph, out.Ablated = v.outcome(logits, 0, target), v.outcome(logits, 1, target), v.outcome(logits, 2, target)
+	for i, o := range []*VerifiedOutcome{&out.Clean, &out.Graph, &out.Ablated} {
+		*o = v.outcome(logits, i, target)
+	}
 	span := out.Clean.Metric - out.Ablated.Metric
 	if !(math.Abs(span) >= leastSeparation) {
 		return nil, fmt.Errorf("%w: it is %.4g with all edges and %.4g with none",

@@ -103,7 +103,7 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
 		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
-		routes.ErrParts):
+		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned):
 		return exitInput
 	}
 	return exitFailed
@@ -139,6 +139,10 @@ func usualHint(err error) string {
 		errors.Is(err, probes.ErrLayer), errors.Is(err, probes.ErrNeuron), errors.Is(err, probes.ErrHead),
 		errors.Is(err, routes.ErrNode):
 		return "engram inspect shows the model's sizes"
+	case errors.Is(err, routes.ErrAligned):
+		return "engram tokens shows how a prompt is split; both need as many"
+	case errors.Is(err, routes.ErrSeparation):
+		return "ablate to the mean of other texts with --reference or to another prompt with --patch"
 	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"
 	case errors.Is(err, probes.ErrPart), errors.Is(err, editing.ErrPart):

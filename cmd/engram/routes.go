@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -24,7 +25,10 @@ type routesFlags struct {
 	format, out string
 	weightsOut  string
 	force       bool
-	roots       []routes.Node
+	contrast    otherPrompt
+	verify      verifyFlags
+	neurons     string
+	roots, ffns []routes.Node
 	cut         routes.Threshold
 	conventions map[string]string
 }
@@ -45,10 +49,13 @@ func (a *app) routesCommand() *cobra.Command {
 	c.StringVar(&f.root, "root", "", `nodes to start from, "I11_5,A3_2"; the last position behind the last layer unless given`)
 	c.StringVar(&f.mode, "mode", string(routes.Renormalise), "which parts are edges, see above")
 	c.Float64Var(&f.tau, "tau", routes.DefaultTau, "threshold of shares, at least 0 and less than 1")
-	c.IntVar(&f.k, "top", 5, "edges into each node, with --mode top")
+	c.IntVar(&f.k, "top", 5, "edges into each node, with --mode top; neurons of each node, with --neurons")
 	c.Float64Var(&f.mass, "mass", 0.9, "portion that edges into each node make up, with --mode mass")
 	c.IntVar(&f.tokens, "tokens", 0, "tokens promoted and suppressed to list for each node and edge; 5 in html")
 	c.StringVar(&f.valueBias, "value-bias", "in-terms", "where a bias of values counts: in-terms, separate or left-out")
+	f.contrast.register(cmd, "contrast", "another prompt of as many tokens: draw the edges whose shares differ")
+	c.StringVar(&f.neurons, "neurons", "", `FFN nodes to split into neurons, "M3_5,M2_5"`)
+	f.verify.register(cmd)
 	c.StringVar(&f.format, "format", "text", strings.Join(routesFormats(), ", "))
 	c.StringVarP(&f.out, "out", "o", "", "file to write instead of standard output; needed for png")
 	c.StringVar(&f.weightsOut, "weights-out", "", "write the shares of all parts into a safetensors file")
@@ -84,15 +91,24 @@ func (f *routesFlags) check(cmd *cobra.Command, asJSON bool) error {
 	if f.format == "html" && !cmd.Flags().Changed("tokens") {
 		f.tokens = 5
 	}
-	for _, name := range strings.Split(f.root, ",") {
-		if name = strings.TrimSpace(name); name == "" {
-			continue
+	var err error
+	if f.roots, err = parseNodes("root", f.root); err != nil {
+		return err
+	}
+	if f.ffns, err = parseNodes("neurons", f.neurons); err != nil {
+		return err
+	}
+	if err := f.verify.check(cmd); err != nil {
+		return err
+	}
+	if f.contrast.given() {
+		if f.verify.on {
+			return withHint(usagef("--contrast and --verify exclude each other"), "--patch checks against another prompt")
 		}
-		n, err := routes.ParseNode(name)
-		if err != nil {
-			return usageError{fmt.Errorf("--root: %w", err)}
+		if cmd.Flags().Changed("mode") && f.cut.Mode != routes.Filter {
+			return usagef("--mode: %s of a contrast; differences are filtered by --tau", f.cut.Mode)
 		}
-		f.roots = append(f.roots, n)
+		f.cut = routes.Threshold{Mode: routes.Filter, Tau: &f.tau}
 	}
 	for _, path := range []string{f.out, f.weightsOut} {
 		if path == "" {
@@ -103,6 +119,21 @@ func (f *routesFlags) check(cmd *cobra.Command, asJSON bool) error {
 		}
 	}
 	return nil
+}
+
+// parseNodes reads a list of nodes.
+func parseNodes(flag, list string) (out []routes.Node, err error) {
+	for _, name := range strings.Split(list, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		n, err := routes.ParseNode(name)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--%s: %w", flag, err)}
+		}
+		out = append(out, n)
+	}
+	return out, nil
 }
 
 // threshold reads the flags that say which parts become edges.
@@ -148,19 +179,40 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 		return err
 	}
 	defer parts.Close()
-	got, err := routes.Routes(ctx, m, routes.RoutesOptions{
-		Parts: parts, Threshold: f.cut, Roots: f.roots, Tokens: f.tokens,
-	})
+	got, err := a.graph(ctx, f, parts)
 	if err != nil {
 		return err
 	}
 	f.describe(m, got)
+	if err := f.splitFFNs(cmd, parts, got); err != nil {
+		return err
+	}
+	if f.verify.on {
+		if err := a.verifyRoutes(cmd, f, parts, got); err != nil {
+			return err
+		}
+	}
 	if f.weightsOut != "" {
 		if err := parts.SaveWeights(ctx, f.weightsOut, f.force, a.meta("engram.routes", m, r.ids())); err != nil {
 			return err
 		}
 	}
 	return a.printRoutes(cmd, f, got)
+}
+
+// graph is the graph of the prompt, by itself or against its contrast.
+func (a *app) graph(ctx context.Context, f *routesFlags, parts *routes.Parts) (*routes.RoutesResult, error) {
+	opts := routes.RoutesOptions{Parts: parts, Threshold: f.cut, Roots: f.roots, Tokens: f.tokens}
+	if ids, err := f.contrast.read("contrast", &f.prompt, parts.Model.Tokenizer); err != nil {
+		return nil, err
+	} else if ids != nil {
+		other := routes.PartsOptions{IDs: ids, ValueBias: routes.ValueBias(f.valueBias)}
+		if opts.Contrast, err = routes.OpenParts(ctx, parts.Model, other); err != nil {
+			return nil, err
+		}
+		defer opts.Contrast.Close()
+	}
+	return routes.Routes(ctx, parts.Model, opts)
 }
 
 // meta is the metadata of a file of tensors.
@@ -181,6 +233,10 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 		"proximity": "max(0, ‖y‖₁ − ‖y − z‖₁) of a part z to its state y", "granularity": "per head and source",
 		"weight": "share of the proximities of a state's parts; " + thresholdText(r.Threshold), "value_bias": bias,
 		"flow": "mass of the roots that comes down the edges by weight",
+	}
+	if r.Contrast != nil {
+		f.conventions["weight"] = "share less the share in the contrast; edges differ by more than the threshold"
+		delete(f.conventions, "flow")
 	}
 	if m.Config.FFN.Kind == transformer.ExpertFFN {
 		f.conventions["experts"] = "one part together"
@@ -245,7 +301,15 @@ func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {
 	asJSON := a.flags.json
 	defer func() { a.flags.json = asJSON }()
 	a.flags.json = f.format == "json"
-	return a.print("routes", r, f.conventions, func(p *page) { writeRoutes(p, r) })
+	return a.print("routes", r, f.conventions, func(p *page) {
+		writeRoutes(p, r)
+		for i := range r.FFNs {
+			writeFFN(p, &r.FFNs[i])
+		}
+		if r.Verified != nil {
+			writeVerified(p, r.Verified)
+		}
+	})
 }
 
 // network is the graph as a picture: a column for each token, two rows for each layer.

@@ -15,12 +15,16 @@ import (
 // states with the attention below it. Behind each line of attention stand its heads.
 func writeRoutes(p *page, r *routes.RoutesResult) {
 	d := newDrawing(p, r)
-	p.heading(fmt.Sprintf("%d edges, %d nodes, weights %s", len(r.Edges), len(r.Nodes), thresholdText(r.Threshold)))
+	weights, flow := "weights "+thresholdText(r.Threshold), "; flow in per cent"
+	if r.Contrast != nil {
+		weights, flow = "shares that differ from the contrast's by more than "+fmt.Sprintf("%g", *r.Threshold.Tau), ""
+	}
+	p.heading(fmt.Sprintf("%d edges, %d nodes, %s", len(r.Edges), len(r.Nodes), weights))
 	for l := r.Layers - 1; l >= 0; l-- {
 		d.layer(l)
 	}
 	d.tokens()
-	p.line("● state, ◆ with its FFN, ○ behind attention alone; • read by heads; M, H←source: weights; flow in per cent")
+	p.line("● state, ◆ with its FFN, ○ behind attention alone; • read by heads; M, H←source: weights" + flow)
 	d.tellTokens()
 }
 
@@ -222,7 +226,15 @@ func (d *drawing) tokens() {
 	d.row("X0", marks, "")
 	d.row("", texts, "")
 	d.row("", positions, "")
-	d.row("flow", flows, "")
+	if d.r.Contrast == nil {
+		d.row("flow", flows, "")
+		return
+	}
+	others := []string{}
+	for _, t := range d.columns {
+		others = append(others, d.center(display.Cut(d.p.fullToken(d.r.Contrast[t].ID), d.width-1)))
+	}
+	d.row("was", others, "")
 }
 
 // p0 is a token cut to its column.
