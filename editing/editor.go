@@ -21,28 +21,64 @@ type Editor interface {
 	Edit(ctx context.Context, m *transformer.Model, facts []Request, earlier []*Edit) ([]*Edit, error)
 }
 
+// Hyperparameters are the numbers of the methods, each of which uses some. Zeros stand for the method's usual values.
+type Hyperparameters struct {
+	ValueOptions
+	Lambda float64 `json:"lambda,omitempty"` // of MEMIT, EMMET, AlphaEdit and PMET, whose options say what it is
+	// Threshold and Share are AlphaEdit's, Bound is FT-L's, Old and New are those of the surgery of knowledge neurons.
+	Threshold float64 `json:"threshold,omitempty"`
+	Share     float64 `json:"share,omitempty"`
+	Bound     float64 `json:"bound,omitempty"`
+	Old       float64 `json:"old_weight,omitempty"`
+	New       float64 `json:"new_weight,omitempty"`
+}
+
 // Settings are what NewEditor makes an editor of. Zeros stand for the method's usual values.
 type Settings struct {
-	Statistics []*Statistics // of the layers to edit
-	Contexts   []string      // texts put before the prompt beside the bare one
-	Value      ValueOptions
+	Statistics []*Statistics        // of the layers to edit
+	Layers     []int                // to edit, for methods that need no statistics
+	Neurons    []transformer.Neuron // to change, for the surgery of knowledge neurons; nil means that it finds them
+	Contexts   []string             // texts put before the prompt beside the bare one
+	Erase      bool                 // of the surgery: set values to zero
+	Hyperparameters
 }
 
 // Methods are the names that NewEditor knows.
 func Methods() []Method {
-	return []Method{MethodRROME, MethodROME, MethodPROME}
+	return []Method{
+		MethodRROME, MethodROME, MethodPROME, MethodMEMIT, MethodEMMET, MethodAlphaEdit, MethodPMET,
+		MethodFTM, MethodFTL, MethodFT, MethodKN,
+	}
 }
 
 // NewEditor makes an editor by its method's name. Errors wrap ErrRequest or ErrStatistics.
 func NewEditor(name Method, s Settings) (Editor, error) {
-	if !slices.Contains(Methods(), name) {
-		return nil, fmt.Errorf("%w: no method %q", ErrRequest, name)
+	v := s.ValueOptions
+	switch name {
+	case MethodRROME, MethodROME, MethodPROME:
+		if len(s.Statistics) != 1 {
+			return nil, badStatistics("give those of the layer to edit",
+				"%s edits one layer, and there are statistics of %d", name, len(s.Statistics))
+		}
+		return ROMEOptions{Method: name, Statistics: s.Statistics[0], Contexts: s.Contexts, Value: v}, nil
+	case MethodMEMIT:
+		return MEMITOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
+	case MethodEMMET:
+		return EMMETOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
+	case MethodAlphaEdit:
+		return AlphaEditOptions{
+			Statistics: s.Statistics, Contexts: s.Contexts, Value: v, Lambda: s.Lambda, Threshold: s.Threshold, Share: s.Share,
+		}, nil
+	case MethodFT, MethodFTL, MethodFTM:
+		return FineTuneOptions{Method: name, Layers: s.Layers, Value: v, Bound: s.Bound}, nil
+	case MethodKN:
+		return SurgeryOptions{
+			Neurons: s.Neurons, Contexts: s.Contexts, Old: s.Old, New: s.New, Erase: s.Erase,
+		}, nil
+	case MethodPMET:
+		return PMETOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
 	}
-	if len(s.Statistics) != 1 {
-		return nil, badStatistics("give those of the layer to edit",
-			"%s edits one layer, and there are statistics of %d", name, len(s.Statistics))
-	}
-	return ROMEOptions{Method: name, Statistics: s.Statistics[0], Contexts: s.Contexts, Value: s.Value}, nil
+	return nil, fmt.Errorf("%w: no method %q", ErrRequest, name)
 }
 
 // oneByOne makes edits on top of each other.

@@ -1,5 +1,11 @@
 package editing
 
+import (
+	"context"
+
+	"github.com/engram-go/engram/transformer"
+)
+
 // Draw gives the noise of the fast generator, [samples, positions, d].
 func Draw(n *Noise, seed uint64, samples, positions, d int) []float32 {
 	g, err := newGenerator(RNGFast, seed)
@@ -28,3 +34,15 @@ var (
 	Float64s = float64s
 	Float32s = float32s
 )
+
+// Operate makes the surgery's changes of values for a prompt.
+func Operate(
+	ctx context.Context, m *transformer.Model, ids []int, neurons []transformer.Neuron, old, target int, erase bool,
+) ([]*Edit, error) {
+	o := &operation{m: m, old: old, target: target, erase: erase, settings: Hyperparameters{Old: 1, New: 8}}
+	if err := o.read(ctx, ids); err != nil {
+		return nil, err
+	}
+	defer o.last.Close()
+	return o.change(neurons)
+}

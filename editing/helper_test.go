@@ -101,10 +101,15 @@ func readTensors(t testing.TB, path string) map[string][]float64 {
 		}
 		var list []float64
 		for i := 0; i < len(x.Data); i += x.DType.Size() {
-			if x.DType == safetensors.F64 {
+			switch x.DType {
+			case safetensors.F64:
 				list = append(list, math.Float64frombits(binary.LittleEndian.Uint64(x.Data[i:])))
-			} else {
+			case safetensors.I64:
+				list = append(list, float64(int64(binary.LittleEndian.Uint64(x.Data[i:]))))
+			case safetensors.F32:
 				list = append(list, float64(math.Float32frombits(binary.LittleEndian.Uint32(x.Data[i:]))))
+			default: // of no interest
+				i = len(x.Data)
 			}
 		}
 		out[e.Name] = list

@@ -101,9 +101,10 @@ func (r *Request) template() (Template, error) {
 
 // rewrite is a request as tokens: what an editor runs.
 type rewrite struct {
-	rows   []Placed // the bare prompt, then the prompt behind each context
-	target []int
-	drift  Placed // "S is a", cut behind the subject's last token: what is predicted there is to stay
+	request Request
+	rows    []Placed // the bare prompt, then the prompt behind each context
+	target  []int
+	drift   Placed // "S is a", cut behind the subject's last token: what is predicted there is to stay
 }
 
 // place splits a request's prompts into tokens.
@@ -119,7 +120,7 @@ func (r *Request) place(m *transformer.Model, contexts []string) (*rewrite, erro
 	if err != nil {
 		return nil, err
 	}
-	w := &rewrite{}
+	w := &rewrite{request: *r}
 	if w.target, err = TargetIDs(tok, r.Target); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
@@ -133,6 +134,11 @@ func (r *Request) place(m *transformer.Model, contexts []string) (*rewrite, erro
 	w.drift, err = Template{Suffix: " is a"}.Place(tok, r.Subject, true)
 	w.drift.IDs = w.drift.IDs[:w.drift.End]
 	return w, err
+}
+
+// fact is the description of what is to be rewritten.
+func (w *rewrite) fact() Fact {
+	return Fact{Request: w.request, TargetIDs: w.target, Merged: w.rows[0].Merged}
 }
 
 // batch are the token ids of all rows, the targets but their last token behind each prompt, the drift row last.

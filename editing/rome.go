@@ -3,7 +3,6 @@ package editing
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/engram-go/engram/transformer"
@@ -36,9 +35,11 @@ func (o ROMEOptions) Name() Method {
 
 // Edit rewrites facts one on top of the other.
 func (o ROMEOptions) Edit(
-	ctx context.Context, m *transformer.Model, facts []Request, _ []*Edit,
+	ctx context.Context, m *transformer.Model, facts []Request, earlier []*Edit,
 ) ([]*Edit, error) {
-	return oneByOne(ctx, m, facts, func(r Request) (*Edit, error) { return ROME(ctx, m, r, o) })
+	edits, err := oneByOne(ctx, m, facts, func(r Request) (*Edit, error) { return ROME(ctx, m, r, o) })
+	compare(edits, earlier)
+	return edits, err
 }
 
 // ROME rewrites one fact by a rank-one change of the down projection W [d,m] of one layer (Meng et al. 2022, § 3.1):
@@ -62,25 +63,35 @@ func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptio
 	if err := opts.Statistics.Check(m, layer); err != nil {
 		return nil, err
 	}
-	if m.Config.Encoder {
-		return nil, fmt.Errorf("%w: %s is an encoder, which does not continue prompts", ErrRequest, m.Name)
+	if err := causal(m); err != nil {
+		return nil, err
 	}
-	opts.Value = opts.Value.withDefaults()
+	opts.Value = opts.Value.or(romeValues())
 	w, err := req.place(m, opts.Contexts)
 	if err != nil {
 		return nil, err
 	}
-	search, keys, outputs, err := newValueSearch(ctx, m, w, layer, opts.Value)
+	search, err := newValueSearch(ctx, m, w, layer, opts.Value, transformer.Coef, transformer.DownOut)
 	if err != nil {
 		return nil, err
 	}
 	defer search.base.Close()
-	edit := &Edit{
-		Method: opts.Method, Layer: layer, Contexts: opts.Contexts, Settings: opts.Value,
-		Fact:       Fact{Request: req, TargetIDs: w.target, Merged: w.rows[0].Merged},
-		Statistics: opts.Statistics.StatisticsInfo,
+	keys, err := search.read(transformer.Coef, layer)
+	if err != nil {
+		return nil, err
 	}
-	if edit.Before, edit.TargetProbBefore, err = answerOf(ctx, m, w); err != nil {
+	outputs, err := search.read(transformer.DownOut, layer)
+	if err != nil {
+		return nil, err
+	}
+	search.add(transformer.DownOut, layer, outputs[0])
+	edit := &Edit{
+		Method: opts.Method, Layer: layer, Contexts: opts.Contexts, Settings: Hyperparameters{ValueOptions: opts.Value},
+		Fact: w.fact(),
+	}
+	if err := answers(ctx, m, []*rewrite{w}, func(_ int, r Reply, prob float64) {
+		edit.Before, edit.TargetProbBefore = r, prob
+	}); err != nil {
 		return nil, err
 	}
 	if err := search.run(ctx); err != nil {
@@ -89,39 +100,8 @@ func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptio
 	if err := edit.insert(m, opts, search, keys, outputs); err != nil {
 		return nil, err
 	}
-	edit.Statistics.Ridge = opts.Statistics.Ridge
-	return edit, edit.measure(ctx, m, w)
-}
-
-// newValueSearch runs the rows once and reads the keys [rows][m] and outputs [rows][d] of the layer at the subject's
-// last token, the drift row left out.
-func newValueSearch(
-	ctx context.Context, m *transformer.Model, w *rewrite, layer int, opts ValueOptions,
-) (s *valueSearch, keys, outputs [][]float64, err error) {
-	s = &valueSearch{m: m, w: w, layer: layer, opts: opts}
-	s.base, err = m.Run(ctx, w.batch(), transformer.Capture{
-		Sites: []transformer.Site{transformer.Coef, transformer.DownOut}, Layers: []int{layer}, Base: true,
-	})
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	read := func(site transformer.Site) (out [][]float64) {
-		x, failed := s.base.Tensor(site, layer)
-		if failed != nil {
-			err = failed
-			return nil
-		}
-		for row := range w.rows {
-			out = append(out, float64s(x.At(row, w.rows[row].Last()).Data))
-		}
-		return out
-	}
-	if keys, outputs = read(transformer.Coef), read(transformer.DownOut); err != nil {
-		s.base.Close()
-		return nil, nil, nil, err
-	}
-	s.initial = outputs[0]
-	return s, keys, outputs, nil
+	edit.Statistics = opts.Statistics.StatisticsInfo // with what solving found out
+	return edit, measure(ctx, m, []*rewrite{w}, edit)
 }
 
 // insert makes the change of rank one from keys, outputs and the value found.
@@ -143,46 +123,21 @@ func (e *Edit) insert(m *transformer.Model, opts ROMEOptions, s *valueSearch, ke
 	if !finite(divisor) || divisor == 0 {
 		return fmt.Errorf("%w: the key of %q has nothing along C⁻¹k* (k·û = %g)", ErrRequest, e.Request.Subject, divisor)
 	}
-	left, value := make([]float64, len(from)), make([]float64, len(from))
+	found := s.at[0]
+	left, value := make([]float64, len(from)), found.value()
 	for i := range left {
-		value[i] = s.initial[i] + s.delta[i]
 		left[i] = (value[i] - from[i]) / divisor
 	}
 	e.Left, e.Right = [][]float32{float32s(left)}, [][]float32{float32s(u)}
-	e.Key, e.Value = float32s(star), float32s(value)
-	e.Losses, e.Divisor, e.DivisorRatio = s.losses, divisor, dot(keys[0], u)/dot(star, u)
-	e.ValueNorm, e.DeltaNorm, e.trace = norm(s.initial), norm(s.delta), s.trace
-	weights, err := m.Values(e.Layer)
-	if err != nil {
+	e.Key, e.Value, e.Losses, e.trace = float32s(star), float32s(value), s.losses, found.trace
+	e.Divisor, e.DivisorRatio = divisor, dot(keys[0], u)/dot(star, u)
+	e.ValueNorm, e.DeltaNorm = norm(found.initial), norm(found.delta)
+	if err := e.measureNorm(m); err != nil {
 		return err
 	}
-	sum := 0.0
-	for _, v := range weights.Data {
-		sum += float64(v) * float64(v)
-	}
-	e.Norm = norm(left)
-	e.NormRatio = e.Norm / math.Sqrt(sum)
 	if s.stopped != "" {
 		e.warn("%s", s.stopped)
 	}
-	return nil
-}
-
-// measure applies the edit for a moment to see what it does, and says what is suspicious.
-func (e *Edit) measure(ctx context.Context, m *transformer.Model, w *rewrite) (err error) {
-	in := m.Deltas()
-	if err := m.SetDeltas(append(slices.Clone(in), e.Delta())); err != nil {
-		return err
-	}
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
-	if e.After, e.TargetProbAfter, err = answerOf(ctx, m, w); err != nil {
-		return err
-	}
-	e.guard()
 	return nil
 }
 

@@ -24,8 +24,9 @@ type Statistics struct {
 	// Moment is C, [m,m] row-major and symmetric; nil stands for the identity.
 	Moment []float32
 
-	mu     sync.Mutex
-	factor *blas64.Triangular // upper U with UᵀU = C + ridge·(tr C / m)·I
+	mu       sync.Mutex
+	factor   *blas64.Triangular // upper U with UᵀU = C + ridge·(tr C / m)·I
+	spectrum *spectrum
 }
 
 // StatisticsInfo says what statistics were taken from.
@@ -43,6 +44,8 @@ type StatisticsInfo struct {
 	// Ridge is what had to be added to C, as a multiple of its mean diagonal entry, so that it could be factored; 0 if
 	// nothing had to, or as long as nothing was solved.
 	Ridge float64 `json:"ridge"`
+	// Condition is the condition number of C with the ridge, to about a tenth, once something was solved.
+	Condition float64 `json:"condition,omitempty"`
 }
 
 // identityCorpus names statistics that were not taken from any text.
@@ -165,11 +168,44 @@ func (s *Statistics) Factor() (*blas64.Triangular, error) {
 			a.Data[i*n+i] += ridge * trace / float64(n)
 		}
 		if u, ok := lapack64.Potrf(a); ok && wellConditioned(u) {
-			s.factor, s.Ridge = &u, ridge
+			s.setFactor(u, ridge)
 			return s.factor, nil
 		}
 	}
 	return nil, badStatistics("collect them again", "statistics that are not positive are not those of any keys")
+}
+
+// setFactor keeps a factor and what is told about it.
+func (s *Statistics) setFactor(u blas64.Triangular, ridge float64) {
+	s.factor, s.Ridge = &u, ridge
+	largest := eigenvalue(u.N, func(x blas64.Vector) {
+		blas64.Trmv(blas.NoTrans, u, x)
+		blas64.Trmv(blas.Trans, u, x)
+	})
+	least := eigenvalue(u.N, func(x blas64.Vector) {
+		blas64.Trsv(blas.Trans, u, x)
+		blas64.Trsv(blas.NoTrans, u, x)
+	})
+	s.Condition = largest * least
+}
+
+// eigenvalue is about the largest one of a positive definite matrix [n,n], which apply multiplies with (power
+// iteration).
+func eigenvalue(n int, apply func(blas64.Vector)) float64 {
+	x := blas64.Vector{N: n, Inc: 1, Data: make([]float64, n)}
+	for i := range x.Data {
+		x.Data[i] = 1 + float64(i%7)/7 // no direction of its own
+	}
+	value := 0.0
+	for range 100 {
+		scale(x.Data, 1/norm(x.Data))
+		apply(x)
+		before := value
+		if value = norm(x.Data); math.Abs(value-before) <= 1e-3*value {
+			break
+		}
+	}
+	return value
 }
 
 // wellConditioned reports whether solving with a factor in float64 leaves digits that mean something.

@@ -180,7 +180,7 @@ func (s *Statistics) loadFactor(path string) error {
 		}
 	}
 	if wellConditioned(u) {
-		s.factor, s.Ridge = &u, ridge
+		s.setFactor(u, ridge)
 	}
 	return nil
 }

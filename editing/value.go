@@ -4,22 +4,29 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/engram-go/engram/transformer"
 )
 
-// ValueOptions are the settings of the search for what a memory is to recall (Meng et al. 2022, eq. 4).
+// ValueOptions are the settings of the search for what a memory is to recall (Meng et al. 2022, eq. 4). Zeros stand for
+// the usual value of the method; behind the semicolons stand those of ROME.
 type ValueOptions struct {
-	Steps     int     // evaluations at most; 0 means 20
-	Rate      float64 // of Adam; 0 means 0.5
-	Decay     float64 // ω: weight of ‖δ‖/‖v₀‖²; 0 means 0.5, negative none
-	Clamp     float64 // γ: δ is no longer than γ·‖v₀‖; 0 means 4
-	KL        float64 // κ: weight of the drift of what is said about the subject; 0 means 0.0625, negative none
-	EarlyStop float64 // loss at which the search ends; 0 means 0.05, negative never
+	Steps     int     `json:"steps"`        // evaluations at most; 20
+	Rate      float64 `json:"lr"`           // of Adam; 0.5
+	Decay     float64 `json:"weight_decay"` // ω: weight of ‖δ‖/‖v₀‖², negative none; 0.5
+	Clamp     float64 `json:"clamp"`        // γ: δ is no longer than γ·‖v₀‖; 4
+	KL        float64 `json:"kl"`           // κ: weight of the drift of what is said about the subject, negative none; 0.0625
+	EarlyStop float64 `json:"early_stop"`   // loss at which the search ends, negative never; 0.05
 }
 
-// withDefaults replaces zeros by the usual values.
-func (o ValueOptions) withDefaults() ValueOptions {
+// romeValues are the usual values of ROME, for GPT-2 XL.
+func romeValues() ValueOptions {
+	return ValueOptions{Steps: 20, Rate: 0.5, Decay: 0.5, Clamp: 4, KL: 0.0625, EarlyStop: 0.05}
+}
+
+// or replaces zeros by the usual values, and negative ones by zeros.
+func (o ValueOptions) or(usual ValueOptions) ValueOptions {
 	set := func(v *float64, usual float64) {
 		if *v == 0 {
 			*v = usual
@@ -27,13 +34,13 @@ func (o ValueOptions) withDefaults() ValueOptions {
 		*v = max(*v, 0)
 	}
 	if o.Steps <= 0 {
-		o.Steps = 20
+		o.Steps = usual.Steps
 	}
-	set(&o.Rate, 0.5)
-	set(&o.Decay, 0.5)
-	set(&o.Clamp, 4)
-	set(&o.KL, 0.0625)
-	set(&o.EarlyStop, 0.05)
+	set(&o.Rate, usual.Rate)
+	set(&o.Decay, usual.Decay)
+	set(&o.Clamp, usual.Clamp)
+	set(&o.KL, usual.KL)
+	set(&o.EarlyStop, usual.EarlyStop)
 	return o
 }
 
@@ -45,116 +52,200 @@ type Loss struct {
 	Total float64 `json:"total"`
 }
 
-// valueSearch is the search for δ: what to add to the output of a layer's down projection at a subject's last token, in
-// every row, so that the target follows.
+// valueSearch is the search for δ: what to add to the states of a layer at a subject's last token, in every row, so that
+// the target follows.
 type valueSearch struct {
-	m     *transformer.Model
-	w     *rewrite
-	layer int
-	opts  ValueOptions
-	base  *transformer.Run
+	m    *transformer.Model
+	w    *rewrite
+	opts ValueOptions
+	base *transformer.Run // of the rows, with what ROME and the others read at their layer
 
-	initial []float64 // v₀ [d], the output for the bare prompt
-	delta   []float64 // [d]
+	at      []*addition
 	losses  []Loss
 	before  []float64 // log P₀ of the drift row's prediction, [V]
+	stopped string    // why the search ended early, if something was wrong
+
+	// settled is PMET's rule: tokens of the target that are the most probable ones weigh a tenth, and once all are and
+	// the drift is below 0.01 the search ends.
+	settled bool
+	reached int // reads at which the target's token was the most probable one, at this evaluation
+}
+
+// addition is one vector that is searched for, and where it goes in.
+type addition struct {
+	site    transformer.Site
+	layer   int
+	initial []float64 // v₀ [d], what stands there for the bare prompt
+	delta   []float64 // [d]
 	trace   [][]float64
-	stopped string // why the search ended early, if something was wrong
+
+	first, second, good []float64 // Adam's moments; the last δ whose loss was a number
+}
+
+// value is v₀ + δ.
+func (a *addition) value() []float64 {
+	out := make([]float64, len(a.initial))
+	for i := range out {
+		out[i] = a.initial[i] + a.delta[i]
+	}
+	return out
+}
+
+// newValueSearch runs the rows once, keeping sites of a layer.
+func newValueSearch(
+	ctx context.Context, m *transformer.Model, w *rewrite, layer int, opts ValueOptions, sites ...transformer.Site,
+) (*valueSearch, error) {
+	base, err := m.Run(ctx, w.batch(), transformer.Capture{Sites: sites, Layers: []int{layer}, Base: true})
+	if err != nil {
+		return nil, err
+	}
+	return &valueSearch{m: m, w: w, opts: opts, base: base}, nil
+}
+
+// read gives what stands at a site of a layer at the subject's last token [rows], the drift row left out.
+func (s *valueSearch) read(site transformer.Site, layer int) ([][]float64, error) {
+	x, err := s.base.Tensor(site, layer)
+	if err != nil {
+		return nil, err
+	}
+	var out [][]float64
+	for row := range s.w.rows {
+		out = append(out, float64s(x.At(row, s.w.rows[row].Last()).Data))
+	}
+	return out, nil
+}
+
+// add searches at a site of a layer too, from δ = 0.
+func (s *valueSearch) add(site transformer.Site, layer int, initial []float64) *addition {
+	d := len(initial)
+	a := &addition{site: site, layer: layer, initial: initial}
+	a.site, a.layer = insertion(s.m, site, layer)
+	a.delta, a.first, a.second, a.good = make([]float64, d), make([]float64, d), make([]float64, d), make([]float64, d)
+	s.at = append(s.at, a)
+	return a
+}
+
+// insertion is where something that is added at a site goes in: what is added to the residual stream by the end of a
+// block may as well enter the next one.
+func insertion(m *transformer.Model, site transformer.Site, layer int) (transformer.Site, int) {
+	l := m.Config.Layout
+	direct := site == transformer.ResidPost || site == transformer.DownOut && (l == transformer.Sequential || l.IsParallel())
+	if direct && layer+1 < m.Config.Layers {
+		return transformer.ResidPre, layer + 1
+	}
+	return site, layer
 }
 
 // run does Adam from δ = 0. The norm's gradient is 0 at 0. After a loss that is not a number the search stops with the
 // last δ whose loss was one.
 func (s *valueSearch) run(ctx context.Context) error {
-	d := len(s.initial)
-	s.delta = make([]float64, d)
-	first, second, good := make([]float64, d), make([]float64, d), make([]float64, d)
-	limit, square := s.opts.Clamp*norm(s.initial), dot(s.initial, s.initial)
 	for step := 1; ; step++ {
-		loss, grad, err := s.evaluate(ctx)
+		loss, grads, err := s.evaluate(ctx)
 		if err != nil {
 			return err
 		}
-		length := norm(s.delta)
-		loss.Decay = s.opts.Decay * length / square
+		ok := true
+		for i, a := range s.at {
+			loss.Decay += s.opts.Decay * norm(a.delta) / dot(a.initial, a.initial)
+			ok = ok && finite(norm(grads[i]))
+		}
 		loss.Total = loss.NLL + loss.KL + loss.Decay
-		if !finite(loss.Total) || !finite(norm(grad)) {
+		if !ok || !finite(loss.Total) {
 			s.stopped = fmt.Sprintf("the loss is not a number at evaluation %d: the δ before it is kept", step)
-			s.delta = good
+			for _, a := range s.at {
+				a.delta = a.good
+			}
 			return nil
 		}
 		s.losses = append(s.losses, loss)
-		s.trace = append(s.trace, append([]float64(nil), s.delta...))
-		if loss.Total < s.opts.EarlyStop || step == s.opts.Steps {
+		for _, a := range s.at {
+			a.trace = append(a.trace, slices.Clone(a.delta))
+		}
+		if loss.Total < s.opts.EarlyStop || step == s.opts.Steps || s.isSettled(loss) {
 			return nil
 		}
-		copy(good, s.delta)
-		for i, g := range grad {
-			if length > 0 {
-				g += s.opts.Decay * s.delta[i] / (length * square)
-			}
-			const b1, b2, eps = 0.9, 0.999, 1e-8
-			first[i], second[i] = b1*first[i]+(1-b1)*g, b2*second[i]+(1-b2)*g*g
-			m, v := first[i]/(1-math.Pow(b1, float64(step))), second[i]/(1-math.Pow(b2, float64(step)))
-			s.delta[i] -= s.opts.Rate * m / (math.Sqrt(v) + eps)
-		}
-		if length = norm(s.delta); length > limit {
-			scale(s.delta, limit/length)
+		for i, a := range s.at {
+			a.step(step, grads[i], s.opts)
 		}
 	}
 }
 
-// site is where δ goes in: where blocks add to the residual stream, it may as well enter the next block.
-func (s *valueSearch) site() (transformer.Site, int) {
-	if l := s.m.Config.Layout; (l == transformer.Sequential || l.IsParallel()) && s.layer+1 < s.m.Config.Layers {
-		return transformer.ResidPre, s.layer + 1
-	}
-	return transformer.DownOut, s.layer
+// isSettled is PMET's reason to end.
+func (s *valueSearch) isSettled(l Loss) bool {
+	const drift = 0.01
+	return s.settled && l.KL <= drift && s.reached == len(s.w.rows)*len(s.w.target)
 }
 
-// evaluate gives the loss at δ and its gradient, without the decay's. Only layers above the edit and positions from the
-// subject's last token on are run.
-func (s *valueSearch) evaluate(ctx context.Context) (Loss, []float64, error) {
-	site, layer := s.site()
-	value := make([]float32, len(s.delta))
-	for i, v := range s.delta {
-		value[i] = float32(v)
+// step is one of Adam's, and then δ is cut to its longest length.
+func (a *addition) step(step int, grad []float64, opts ValueOptions) {
+	copy(a.good, a.delta)
+	square, length := dot(a.initial, a.initial), norm(a.delta)
+	for i, g := range grad {
+		if length > 0 {
+			g += opts.Decay * a.delta[i] / (length * square)
+		}
+		a.delta[i] -= opts.Rate * adam(&a.first[i], &a.second[i], g, step)
 	}
-	lookups := s.w.lookups()
+	if limit, length := opts.Clamp*math.Sqrt(square), norm(a.delta); length > limit {
+		scale(a.delta, limit/length)
+	}
+}
+
+// adam takes a gradient into Adam's two moments and gives the step for a rate of 1 (Kingma & Ba 2015).
+func adam(first, second *float64, g float64, step int) float64 {
+	const b1, b2, eps = 0.9, 0.999, 1e-8
+	*first, *second = b1**first+(1-b1)*g, b2**second+(1-b2)*g*g
+	m, v := *first/(1-math.Pow(b1, float64(step))), *second/(1-math.Pow(b2, float64(step)))
+	return m / (math.Sqrt(v) + eps)
+}
+
+// evaluate gives the loss at δ and its gradients, without the decay's. Only layers above the edit and positions from
+// the subject's last token on are run.
+func (s *valueSearch) evaluate(ctx context.Context) (Loss, [][]float64, error) {
+	lookups, lowest := s.w.lookups(), s.m.Config.Layers
 	var ivs []transformer.Intervention
-	for row, at := range lookups {
-		ivs = append(ivs, transformer.Intervention{
-			Site: site, Layer: layer, Op: transformer.OpAdd, Rows: []int{row}, Positions: []int{at}, Value: value,
-		})
+	opts := transformer.GradientOptions{Reads: s.w.reads()}
+	for _, a := range s.at {
+		for row, at := range lookups {
+			ivs = append(ivs, transformer.Intervention{
+				Site: a.site, Layer: a.layer, Op: transformer.OpAdd, Rows: []int{row}, Positions: []int{at},
+				Value: float32s(a.delta),
+			})
+		}
+		lowest = min(lowest, a.layer)
+		opts.Sites, opts.Layers = append(opts.Sites, a.site), append(opts.Layers, a.layer)
 	}
-	from := transformer.From{Layer: layer, Positions: lookups}
+	from := transformer.From{Layer: lowest, Positions: lookups}
 	run, err := s.m.Resume(ctx, s.base, from, transformer.Capture{Cuts: true}, ivs...)
 	if err != nil {
 		return Loss{}, nil, err
 	}
 	defer run.Close()
-	reads := s.w.reads()
-	g, err := s.m.Gradient(ctx, run, s.objective(len(reads)-1), transformer.GradientOptions{
-		Sites: []transformer.Site{site}, Layers: []int{layer}, Reads: reads,
-	})
+	last := len(opts.Reads) - 1
+	s.reached = 0
+	g, err := s.m.Gradient(ctx, run, s.objective(last), opts)
 	if err != nil {
 		return Loss{}, nil, err
 	}
 	defer g.Close()
-	loss := Loss{KL: g.Values[len(reads)-1]}
-	for _, v := range g.Values[:len(reads)-1] {
+	loss := Loss{KL: g.Values[last]}
+	for _, v := range g.Values[:last] {
 		loss.NLL += v
 	}
-	x, err := g.Tensor(site, layer)
-	if err != nil {
-		return Loss{}, nil, err
-	}
-	grad := make([]float64, len(s.delta))
-	for row, at := range lookups {
-		for i, v := range x.At(row, at-run.Start()).Data {
-			grad[i] += float64(v)
+	grads := make([][]float64, len(s.at))
+	for i, a := range s.at {
+		x, err := g.Tensor(a.site, a.layer)
+		if err != nil {
+			return Loss{}, nil, err
+		}
+		grads[i] = make([]float64, len(a.delta))
+		for row, at := range lookups {
+			for j, v := range x.At(row, at-run.Start()).Data {
+				grads[i][j] += float64(v)
+			}
 		}
 	}
-	return loss, grad, nil
+	return loss, grads, nil
 }
 
 // objective is the loss by read: the target's tokens in equal parts, and at the last read the drift, κ·KL(P ‖ P₀).
@@ -163,10 +254,12 @@ func (s *valueSearch) objective(last int) transformer.Objective {
 		logp := logSoftmax(logits)
 		if read < last {
 			y, share := s.w.target[read%len(s.w.target)], 1/float64(last)
-			for i, v := range logp {
-				grad[i] = float32(share * math.Exp(v))
+			if s.settled && argmax(logp) == y {
+				const settledWeight = 0.1
+				s.reached++
+				share *= settledWeight
 			}
-			grad[y] -= float32(share)
+			softmaxGradient(grad, logp, y, share)
 			return -share * logp[y]
 		}
 		if s.before == nil {
@@ -181,6 +274,14 @@ func (s *valueSearch) objective(last int) transformer.Objective {
 		}
 		return s.opts.KL * kl
 	}
+}
+
+// softmaxGradient is that of −share·log P(y) by the logits.
+func softmaxGradient(grad []float32, logp []float64, y int, share float64) {
+	for i, v := range logp {
+		grad[i] = float32(share * math.Exp(v))
+	}
+	grad[y] -= float32(share)
 }
 
 // logSoftmax is log P over the vocabulary, in float64.

@@ -73,7 +73,7 @@ func (f *editorFlags) check() error {
 
 // editor makes the editor that the flags describe, for a model.
 func (f *editorFlags) editor(ctx context.Context, m *transformer.Model) (editing.Editor, error) {
-	s := editing.Settings{Value: f.value, Statistics: make([]*editing.Statistics, 1)}
+	s := editing.Settings{Hyperparameters: editing.Hyperparameters{ValueOptions: f.value}, Statistics: make([]*editing.Statistics, 1)}
 	var err error
 	if f.stats == "identity" {
 		s.Statistics[0], err = editing.Identity(m, f.layer)

@@ -22,7 +22,7 @@ func rooms() map[string][]string {
 		"loader":      {"transformer"},
 		"probes":      {"transformer"},
 		"routes":      {"transformer", "probes"},
-		"editing":     {"transformer"},
+		"editing":     {"transformer", "probes"},
 	}
 }
 
