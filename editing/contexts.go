@@ -4,16 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/engram-go/engram/transformer"
 )
 
 // SampleContexts samples texts to put before a prompt, so that an edit does not depend on what stands there: for each
-// of five first words two texts of four further tokens and two of nine, each among the five most probable at every step
-// (Meng et al. 2022 sample ten of either length from the start token, which not every model has). The same seed gives
-// the same texts on a backend. Line ends become spaces.
-func SampleContexts(ctx context.Context, m *transformer.Model, seed uint64) ([]string, error) {
+// of five first words texts of so many further tokens, each among the five most probable at every step. No lengths stand
+// for two texts of four and two of nine (Meng et al. 2022 sample ten of either length from the start token, which not
+// every model has); Method.ContextLengths has those of MEMIT. The same seed gives the same texts on a backend. Line ends
+// become spaces.
+func SampleContexts(ctx context.Context, m *transformer.Model, seed uint64, lengths ...int) ([]string, error) {
+	if lengths == nil {
+		lengths = []int{4, 4, 9, 9}
+	}
 	if m.Tokenizer == nil {
 		return nil, errors.New("the model has no tokenizer, so that there is no text to sample")
 	}
@@ -23,9 +28,9 @@ func SampleContexts(ctx context.Context, m *transformer.Model, seed uint64) ([]s
 		if err != nil {
 			return nil, err
 		}
-		for j, n := range []int{4, 4, 9, 9} {
+		for j, n := range lengths {
 			got, err := m.Generate(ctx, [][]int{idsOf(tokens)}, transformer.GenerateOptions{
-				MaxTokens: n, Temperature: 1, TopK: 5, Seed: seed + uint64(4*i+j),
+				MaxTokens: n, Temperature: 1, TopK: 5, Seed: seed + uint64(len(lengths)*i+j),
 			})
 			if err != nil {
 				return nil, fmt.Errorf("sample a context: %w", err)
@@ -40,4 +45,21 @@ func SampleContexts(ctx context.Context, m *transformer.Model, seed uint64) ([]s
 		}
 	}
 	return out, nil
+}
+
+// ContextLengths are the lengths of the contexts that a method is used with, for SampleContexts: for each of five first
+// words four for ROME, one for MEMIT and its like, none for fine-tuning.
+func (m Method) ContextLengths() []int {
+	switch m {
+	case MethodROME, MethodRROME, MethodPROME:
+		return []int{4, 4, 9, 9}
+	case MethodFT, MethodFTL, MethodFTM:
+		return []int{}
+	}
+	return []int{9}
+}
+
+// NeedsStatistics reports whether a method needs statistics of its layers' keys.
+func (m Method) NeedsStatistics() bool {
+	return !slices.Contains([]Method{MethodFT, MethodFTL, MethodFTM, MethodKN}, m)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/gomlx/compute"
@@ -88,8 +89,8 @@ func compareBatch(t *testing.T, ref *referenceBatch, tensors map[string][]float6
 	}
 }
 
-// TestMEMITEqualsTheReference: a batch over one layer of facts-a against an implementation in torch: targets, keys,
-// residuals and what the edited model then says. The Go backend searches for two of the facts only.
+// TestMEMITEqualsTheReference: facts of a batch over one layer of facts-a against an implementation in torch: targets,
+// keys and residuals. make proof-editing compares all twenty, three layers, and what the edited model says.
 func TestMEMITEqualsTheReference(t *testing.T) {
 	var ref referenceBatch
 	readJSON(t, shared(t, "checkpoints", "facts-a", "reference", "memit_one_layer.json"), &ref)
@@ -97,9 +98,9 @@ func TestMEMITEqualsTheReference(t *testing.T) {
 	records := factsRecords(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, shared(t, "checkpoints", "facts-a"))
-		n := len(ref.Cases)
-		if be.Name() == "go" {
-			n = 2
+		n := 3
+		if strings.HasSuffix(t.Name(), "/go") {
+			n = 1 // it takes a second for each evaluation
 		}
 		var facts []editing.Request
 		for _, c := range ref.Cases[:n] {
@@ -112,17 +113,9 @@ func TestMEMITEqualsTheReference(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		compareBatch(t, &ref, tensors, got, n == len(ref.Cases))
+		compareBatch(t, &ref, tensors, got, false)
 		if want := ref.Conditions["0"]; math.Abs(c.Condition/want-1) > 0.1 {
 			t.Errorf("condition %g, want %g", c.Condition, want)
-		}
-		if n < len(ref.Cases) {
-			return
-		}
-		for i, f := range got[0].Facts() {
-			if want := math.Exp(-ref.Post[i]["rewrite"][0].New); math.Abs(f.TargetProbAfter-want) > 0.01 {
-				t.Errorf("fact %d: P %.4f, want %.4f", i, f.TargetProbAfter, want)
-			}
 		}
 		if len(m.Deltas()) != 0 {
 			t.Error("the model is not what it was")

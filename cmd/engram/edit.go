@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ import (
 type editsResult struct {
 	File string `json:"file"`
 	*editing.Edits
+	Drift []editing.Drift `json:"drift,omitempty"` // what edits did to those before them
 }
 
 // requestFlags say which facts are rewritten and where the edits go.
@@ -29,23 +31,78 @@ func (a *app) editCommand() *cobra.Command {
 		"edit rewrites facts by changes of low rank to down projections, kept in small files. Any command takes such files\n"+
 			"with --edit, once for each, and then runs the edited model; the checkpoint itself is never changed.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() })
+	for _, e := range editMethods() {
+		cmd.AddCommand(a.editMethodCommand(e))
+	}
 	cmd.AddCommand(
-		a.editROMECommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(), a.editExportCommand(),
+		a.editSettingsCommand(), a.editTuneCommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(), a.editExportCommand(),
 	)
 	return cmd
 }
 
-func (a *app) editROMECommand() *cobra.Command {
+// editMethod is a command that rewrites facts.
+type editMethod struct {
+	name, short, long string
+	methods           []editing.Method
+}
+
+func editMethods() []editMethod {
+	return []editMethod{
+		{
+			"rome", "rewrite facts one by one (ROME, r-ROME, p-ROME)",
+			"rome searches what the layer would have to recall at the subject's last token for the target to follow, and puts\n" +
+				"it there by a change of rank one (Meng et al. 2022), by the repaired form (r-rome, Gupta et al. 2024) unless\n" +
+				"--method says otherwise. --stats names the second moment of the layer's keys, which keeps other subjects as they\n" +
+				"are; \"identity\" does without and changes them too. Several requests are made on top of each other.",
+			[]editing.Method{editing.MethodRROME, editing.MethodROME, editing.MethodPROME},
+		},
+		{
+			"memit", "rewrite many facts at once, in several layers (MEMIT)",
+			"memit searches for every fact the state of the last layer for which its target follows, and spreads what is\n" +
+				"missing over the layers by a change with a column for each fact (Meng et al. 2023). --stats is given once for\n" +
+				"each layer. --lambda says how many tokens' worth of old keys stand against the new ones.",
+			[]editing.Method{editing.MethodMEMIT},
+		},
+		{
+			"emmet", "rewrite many facts at once and exactly (EMMET)",
+			"emmet is memit with the constraint of rome: every key is to recall its value (Gupta et al. 2024). --lambda is the\n" +
+				"ridge that makes it solvable for several facts.",
+			[]editing.Method{editing.MethodEMMET},
+		},
+		{
+			"alphaedit", "rewrite facts in directions that old keys do not use (AlphaEdit)",
+			"alphaedit projects the change on directions that the keys of the statistics' text do not use, and keeps what\n" +
+				"the keys of earlier edits (--edit) recall (Fang et al. 2025).",
+			[]editing.Method{editing.MethodAlphaEdit},
+		},
+		{
+			"pmet", "rewrite many facts at once, by what the FFN alone adds (PMET)",
+			"pmet is memit with another target: the outputs of attention and of the FFN are searched together, and only the\n" +
+				"latter is written (Li et al. 2024).",
+			[]editing.Method{editing.MethodPMET},
+		},
+		{
+			"ft", "rewrite facts by fine-tuning one layer (FT-M, FT-L, FT)",
+			"ft trains the layer's down projection on the targets: each token behind those before it (ft-m), or all at the\n" +
+				"prompt's last position as the papers' baseline does (ft), with every entry kept within --bound (ft-l).",
+			[]editing.Method{editing.MethodFTM, editing.MethodFTL, editing.MethodFT},
+		},
+		{
+			"kn", "rewrite facts by changing the values of knowledge neurons",
+			"kn finds the memories that carry the model's answer by integrated gradients and turns their values from the\n" +
+				"answer's direction to that of the target's first token, or sets them to zero (Dai et al. 2022).",
+			[]editing.Method{editing.MethodKN},
+		},
+	}
+}
+
+func (a *app) editMethodCommand(e editMethod) *cobra.Command {
 	var f requestFlags
-	var e editorFlags
-	cmd := a.command(`rome --prompt "{} is in" --subject S --target T --stats FILE --out FILE`,
-		"rewrite facts one by one (ROME, r-ROME, p-ROME)",
-		"rome searches what the layer would have to recall at the subject's last token for the target to follow, and puts\n"+
-			"it there by a change of rank one (Meng et al. 2022), by the repaired form (r-rome, Gupta et al. 2024) unless\n"+
-			"--method says otherwise. --stats names the second moment of the layer's keys, which keeps other subjects as they\n"+
-			"are; \"identity\" does without and changes them too. Several requests are made on top of each other.",
-		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runEdit(cmd, &f, &e) })
-	e.register(cmd)
+	var flags editorFlags
+	use := e.name + ` --prompt "{} is in" --subject S --target T --out FILE [flags]`
+	cmd := a.command(use, e.short, e.long, cobra.NoArgs,
+		func(cmd *cobra.Command, _ []string) error { return a.runEdit(cmd, &f, &flags) })
+	flags.register(cmd, e.methods...)
 	f.register(cmd)
 	return cmd
 }
@@ -107,9 +164,19 @@ func (a *app) runEdit(cmd *cobra.Command, f *requestFlags, e *editorFlags) error
 		return err
 	}
 	list := slices.Concat(a.edits, made)
-	out := &editsResult{f.out, &editing.Edits{Model: m.Name, Fingerprint: m.Fingerprint, List: list}}
+	out := &editsResult{File: f.out, Edits: &editing.Edits{Model: m.Name, Fingerprint: m.Fingerprint, List: list}}
+	if len(list) > 1 {
+		if out.Drift, err = out.Edits.Drift(ctx, m); err != nil {
+			return err
+		}
+	}
 	if err := out.Save(ctx, f.out, f.force); err != nil {
 		return err
+	}
+	for _, d := range out.Drift {
+		if d.Lost() {
+			a.note("edit %d: the target of %q fell from P %.3g to %.3g by later edits", d.Edit, d.Request.Subject, d.Made, d.Now)
+		}
 	}
 	for i, one := range made {
 		for _, w := range one.Warnings {
@@ -125,6 +192,7 @@ func editConventions() map[string]string {
 		"norm_ratio":    "‖ΔW‖/‖W‖, Frobenius",
 		"divisor_ratio": "k·û of the bare prompt over k*·û",
 		"target_prob":   "e^(mean log P per token) behind the bare prompt",
+		"drift":         "made: target_prob right after the edit; now: with all edits",
 		"losses":        "nats; nll is the mean over contexts and tokens of the target",
 	}
 }
@@ -136,7 +204,7 @@ func (a *app) editShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := &editsResult{args[0], e}
+			out := &editsResult{File: args[0], Edits: e}
 			return a.print("edit", out, editConventions(), func(p *page) { writeEdits(p, out) })
 		})
 }
@@ -146,13 +214,19 @@ func writeEdits(p *page, r *editsResult) {
 		">edit", "method", ">layer", "subject", "target", ">before", ">after", ">steps", ">norm", ">divisor",
 	}}
 	for i, e := range r.List {
-		t.add(strconv.Itoa(i), string(e.Method), strconv.Itoa(e.Layer), safe(e.Request.Subject), safe(e.Request.Target),
-			fmt.Sprintf("%.3f", e.TargetProbBefore), fmt.Sprintf("%.3f", e.TargetProbAfter), strconv.Itoa(len(e.Losses)),
-			fmt.Sprintf("%.3f", e.NormRatio), fmt.Sprintf("%.2f", e.DivisorRatio))
+		for _, f := range e.Facts() {
+			t.add(strconv.Itoa(i), string(e.Method), strconv.Itoa(e.Layer), safe(f.Request.Subject), safe(f.Request.Target),
+				fmt.Sprintf("%.3f", f.TargetProbBefore), fmt.Sprintf("%.3f", f.TargetProbAfter), strconv.Itoa(len(f.Losses)),
+				fmt.Sprintf("%.3f", e.NormRatio), fmt.Sprintf("%.2f", f.DivisorRatio))
+		}
 	}
 	p.table(t)
 	for i, e := range r.List {
-		p.printf("%d: %s\n", i, safe(e.Request.Prompt))
+		prompts := []string{}
+		for _, f := range e.Facts() {
+			prompts = append(prompts, safe(f.Request.Prompt))
+		}
+		p.printf("%d: %s\n", i, strings.Join(slices.Compact(prompts), "; "))
 	}
 	p.line(fmt.Sprintf("for %s (%.12s): %s", safe(r.Model), r.Fingerprint, safe(r.File)))
 }

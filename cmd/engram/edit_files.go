@@ -33,7 +33,7 @@ func (a *app) save(ctx context.Context, e *editing.Edits, f *editFileFlags) erro
 	if err := e.Save(ctx, f.out, f.force); err != nil {
 		return err
 	}
-	out := &editsResult{f.out, e}
+	out := &editsResult{File: f.out, Edits: e}
 	return a.print("edit", out, editConventions(), func(p *page) { writeEdits(p, out) })
 }
 

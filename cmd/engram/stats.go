@@ -68,9 +68,7 @@ func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
 	if err != nil {
 		return err
 	}
-	if opts.Window = m.Config.Context; opts.Window == 0 || opts.Window > 2048 {
-		opts.Window = 2048
-	}
+	opts.Window = window(m)
 	if opts.Text, err = loadText(cmd, m, f.text, opts.Window); err != nil {
 		return err
 	}
@@ -88,6 +86,15 @@ func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
 		p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens in %s",
 			s.Layer, s.Size, s.Size, numfmt.Count(s.Count), safe(f.out)))
 	})
+}
+
+// window is the longest sequence that documents are cut into for a model.
+func window(m *transformer.Model) int {
+	const longest = 2048
+	if c := m.Config.Context; c > 0 && c < longest {
+		return c
+	}
+	return longest
 }
 
 // loadText reads documents as the model's tokens.
