@@ -11,10 +11,10 @@ import (
 )
 
 // SampleContexts samples texts to put before a prompt, so that an edit does not depend on what stands there: for each
-// of five first words texts of so many further tokens, each among the five most probable at every step. No lengths stand
-// for two texts of four and two of nine (Meng et al. 2022 sample ten of either length from the start token, which not
-// every model has); Method.ContextLengths has those of MEMIT. The same seed gives the same texts on a backend. Line ends
-// become spaces.
+// of five first words texts of so many further tokens, each among the five most probable at every step. No lengths
+// stand for two texts of four and two of nine (Meng et al. 2022 sample ten of either length from the start token, which
+// not every model has); Method.ContextLengths has those of MEMIT. The same seed gives the same texts on a backend. Line
+// ends become spaces.
 func SampleContexts(ctx context.Context, m *transformer.Model, seed uint64, lengths ...int) ([]string, error) {
 	if lengths == nil {
 		lengths = []int{4, 4, 9, 9}

@@ -33,8 +33,8 @@ func (o EMMETOptions) Edit(
 
 // EMMET rewrites a batch of facts so that each is recalled exactly: ROME's constraint for several facts at once (Gupta
 // et al. 2024, arXiv 2403.14236, eq. 8), ΔW = E·(KᵀC⁻¹K + λI)⁻¹KᵀC⁻¹. Keys, targets and layers are MEMIT's, which asks
-// for the facts with a finite weight instead. For one fact λ is 0, and the change is that of r-ROME for the same target.
-// The rest is as in MEMIT.
+// for the facts with a finite weight instead. For one fact λ is 0, and the change is that of r-ROME for the same
+// target. The rest is as in MEMIT.
 func EMMET(ctx context.Context, m *transformer.Model, facts []Request, opts EMMETOptions) ([]*Edit, error) {
 	settings := Hyperparameters{ValueOptions: opts.Value.or(memitValues()), Lambda: max(0, orElse(opts.Lambda, 0.1))}
 	if len(facts) == 1 {

@@ -8,9 +8,10 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
-// The forms of fine-tuning. FT and FT-L train every token of a target at the last position of the prompt, as the code of
-// Meng et al. (2022) does: with targets of one token that is right, with longer ones it teaches their tokens at once.
-// FT-L keeps every entry of the matrix within a bound of what it was. FT-M trains each token behind those before it.
+// The forms of fine-tuning. FT and FT-L train every token of a target at the last position of the prompt, as the code
+// of Meng et al. (2022) does: with targets of one token that is right, with longer ones it teaches their tokens at
+// once. FT-L keeps every entry of the matrix within a bound of what it was. FT-M trains each token behind those before
+// it.
 const (
 	MethodFT  Method = "ft"
 	MethodFTL Method = "ft-l"

@@ -44,8 +44,8 @@ func states(
 	return out, nil
 }
 
-// keysOf are the facts' keys at a layer, [facts][m]: the mean of the bare prompt's and of the mean over the contexts, so
-// that the bare prompt weighs a half. bare are the bare prompts' alone.
+// keysOf are the facts' keys at a layer, [facts][m]: the mean of the bare prompt's and of the mean over the contexts,
+// so that the bare prompt weighs a half. bare are the bare prompts' alone.
 func keysOf(
 	ctx context.Context, m *transformer.Model, layer int, list []*rewrite,
 ) (keys, bare [][]float64, err error) {
@@ -82,8 +82,8 @@ func gram(a, b [][]float64) [][]float64 {
 	return out
 }
 
-// combine gives Σ_j vectors_j · (S + ridge·I)⁻¹_ji for each i, S [n,n] symmetric and positive: the vectors' columns times
-// the inverse.
+// combine gives Σ_j vectors_j · (S + ridge·I)⁻¹_ji for each i, S [n,n] symmetric and positive: the vectors' columns
+// times the inverse.
 func combine(vectors, s [][]float64, ridge float64) ([][]float64, error) {
 	n, size := len(vectors), len(vectors[0])
 	a := blas64.Symmetric{N: n, Stride: n, Data: make([]float64, n*n), Uplo: blas.Upper}

@@ -25,8 +25,8 @@ type shape struct {
 }
 
 // PublishedSettings are the settings known for models: ROME's and FT's of Meng et al. (2022), MEMIT's of Meng et al.
-// (2023), EMMET's of Gupta et al. (2024), PMET's of Li et al. (2024), and those that EasyEdit has for Llama-like models,
-// which it edits with identity statistics. For a model that is not here, Tune finds a layer and a clamp.
+// (2023), EMMET's of Gupta et al. (2024), PMET's of Li et al. (2024), and those that EasyEdit has for Llama-like
+// models, which it edits with identity statistics. For a model that is not here, Tune finds a layer and a clamp.
 func PublishedSettings() []Published {
 	rome := []Method{MethodROME, MethodRROME, MethodPROME}
 	span := func(from, to int) (out []int) {
@@ -38,7 +38,8 @@ func PublishedSettings() []Published {
 	var out []Published
 	add := func(s shape, methods []Method, layers []int, h Hyperparameters) {
 		out = append(out, Published{
-			Model: s.name, Methods: methods, Layers: layers, Hyperparameters: h, family: s.family, depth: s.depth, width: s.width,
+			Model: s.name, Methods: methods, Layers: layers, Hyperparameters: h,
+			family: s.family, depth: s.depth, width: s.width,
 		})
 	}
 	clamp := func(v float64) Hyperparameters { return Hyperparameters{ValueOptions: ValueOptions{Clamp: v}} }

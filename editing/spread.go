@@ -28,10 +28,10 @@ type spread struct {
 	settled bool
 }
 
-// blockSite is where what a block leaves behind is to be changed: its output, or where a norm stands behind the FFN, which
-// would not let a change through as it is, the output of the down projection.
+// blockSite is where what a block leaves behind is to be changed: its output, or where a norm stands behind the FFN,
+// which would not let a change through as it is, the output of the down projection.
 func blockSite(m *transformer.Model) transformer.Site {
-	if l := m.Config.Layout; l == transformer.Sequential || l.IsParallel() {
+	if addsFFN(m) {
 		return transformer.ResidPost
 	}
 	return transformer.DownOut

@@ -63,9 +63,9 @@ const surgeryContexts = 4
 //	v_i − λ₁ ‖v_i‖/‖e_y‖ · e_y + λ₂ ‖v_i‖/‖e_y'‖ · e_y'
 //
 // with e the rows of the unembedding, or sets them to zero. Where the coefficient at the end of the bare prompt is
-// negative, as gated FFNs have them, both terms change sign. There is an edit for each layer that has such neurons, whose
-// ΔW has a column for each; Key and Value are the coefficients at the end of the bare prompt and what the changed layer
-// recalls for them. A target of several tokens is carried by its first one. Errors wrap ErrRequest, ErrSubject or
+// negative, as gated FFNs have them, both terms change sign. There is an edit for each layer that has such neurons,
+// whose ΔW has a column for each; Key and Value are the coefficients at the end of the bare prompt and what the changed
+// layer recalls for them. A target of several tokens is carried by its first one. Errors wrap ErrRequest, ErrSubject or
 // ErrLayer where the input is at fault.
 func Surgery(ctx context.Context, m *transformer.Model, req Request, opts SurgeryOptions) ([]*Edit, error) {
 	if err := causal(m); err != nil {

@@ -52,8 +52,8 @@ type Loss struct {
 	Total float64 `json:"total"`
 }
 
-// valueSearch is the search for δ: what to add to the states of a layer at a subject's last token, in every row, so that
-// the target follows.
+// valueSearch is the search for δ: what to add to the states of a layer at a subject's last token, in every row, so
+// that the target follows.
 type valueSearch struct {
 	m    *transformer.Model
 	w    *rewrite
@@ -128,12 +128,17 @@ func (s *valueSearch) add(site transformer.Site, layer int, initial []float64) *
 // insertion is where something that is added at a site goes in: what is added to the residual stream by the end of a
 // block may as well enter the next one.
 func insertion(m *transformer.Model, site transformer.Site, layer int) (transformer.Site, int) {
-	l := m.Config.Layout
-	direct := site == transformer.ResidPost || site == transformer.DownOut && (l == transformer.Sequential || l.IsParallel())
+	direct := site == transformer.ResidPost || site == transformer.DownOut && addsFFN(m)
 	if direct && layer+1 < m.Config.Layers {
 		return transformer.ResidPre, layer + 1
 	}
 	return site, layer
+}
+
+// addsFFN reports whether blocks add what the down projection gives to the residual stream as it is, without a norm.
+func addsFFN(m *transformer.Model) bool {
+	l := m.Config.Layout
+	return l == transformer.Sequential || l.IsParallel()
 }
 
 // run does Adam from δ = 0. The norm's gradient is 0 at 0. After a loss that is not a number the search stops with the

@@ -35,7 +35,8 @@ func (a *app) editCommand() *cobra.Command {
 		cmd.AddCommand(a.editMethodCommand(e))
 	}
 	cmd.AddCommand(
-		a.editSettingsCommand(), a.editTuneCommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(), a.editExportCommand(),
+		a.editSettingsCommand(), a.editTuneCommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(),
+		a.editExportCommand(),
 	)
 	return cmd
 }
@@ -50,10 +51,11 @@ func editMethods() []editMethod {
 	return []editMethod{
 		{
 			"rome", "rewrite facts one by one (ROME, r-ROME, p-ROME)",
-			"rome searches what the layer would have to recall at the subject's last token for the target to follow, and puts\n" +
-				"it there by a change of rank one (Meng et al. 2022), by the repaired form (r-rome, Gupta et al. 2024) unless\n" +
-				"--method says otherwise. --stats names the second moment of the layer's keys, which keeps other subjects as they\n" +
-				"are; \"identity\" does without and changes them too. Several requests are made on top of each other.",
+			"rome searches what the layer would have to recall at the subject's last token for the target to follow, and\n" +
+				"puts it there by a change of rank one (Meng et al. 2022), by the repaired form (r-rome, Gupta et al. 2024)\n" +
+				"unless --method says otherwise. --stats names the second moment of the layer's keys, which keeps other\n" +
+				"subjects as they are; \"identity\" does without and changes them too. Several requests are made on top of\n" +
+				"each other.",
 			[]editing.Method{editing.MethodRROME, editing.MethodROME, editing.MethodPROME},
 		},
 		{
@@ -65,8 +67,8 @@ func editMethods() []editMethod {
 		},
 		{
 			"emmet", "rewrite many facts at once and exactly (EMMET)",
-			"emmet is memit with the constraint of rome: every key is to recall its value (Gupta et al. 2024). --lambda is the\n" +
-				"ridge that makes it solvable for several facts.",
+			"emmet is memit with the constraint of rome: every key is to recall its value (Gupta et al. 2024).\n" +
+				"--lambda is the ridge that makes it solvable for several facts.",
 			[]editing.Method{editing.MethodEMMET},
 		},
 		{

@@ -123,9 +123,9 @@ func writeTune(p *page, r *editing.TuneResult, records int) {
 		if i == r.Best {
 			mark = "best"
 		}
-		t.add(mark, strconv.Itoa(x.Layer), number(x.Clamp), fmt.Sprintf("%.1f", x.Scores.ES), fmt.Sprintf("%.1f", x.Scores.PS),
-			fmt.Sprintf("%.1f", x.Scores.NS), fmt.Sprintf("%.1f", x.Scores.Score), fmt.Sprintf("%.0f", x.Steps),
-			fmt.Sprintf("%.2f", x.NormRatio))
+		t.add(mark, strconv.Itoa(x.Layer), number(x.Clamp), fmt.Sprintf("%.1f", x.Scores.ES),
+			fmt.Sprintf("%.1f", x.Scores.PS), fmt.Sprintf("%.1f", x.Scores.NS), fmt.Sprintf("%.1f", x.Scores.Score),
+			fmt.Sprintf("%.0f", x.Steps), fmt.Sprintf("%.2f", x.NormRatio))
 	}
 	p.table(t)
 	for _, x := range r.Trials {

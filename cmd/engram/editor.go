@@ -74,9 +74,9 @@ func (f *editorFlags) values() []numberFlag {
 		{"clamp", "longest change, in lengths of the original output (4; memit and its like 0.75)", &n.Clamp, true},
 		{"kl", "weight of the drift of what is said about the subject (0.0625; pmet 1)", &n.KL, false},
 		{"early-stop", "loss at which the search ends (0.05; ft 0.01)", &n.EarlyStop, false},
-		{"lambda", "weight of the old keys (memit 15000, pmet 6000), of the ridge (emmet 0.1, alphaedit 10)", &n.Lambda, false},
+		{"lambda", "weight of old keys (memit 15000, pmet 6000) or of the ridge (emmet 0.1, alphaedit 10)", &n.Lambda, false},
 		{"null", "alphaedit: share of the keys' trace that unused directions may have (0.02)", &n.Share, true},
-		{"null-below", "alphaedit: eigenvalue below which directions count as unused, in place of --null", &n.Threshold, true},
+		{"null-below", "alphaedit: eigenvalue of unused directions at most, in place of --null", &n.Threshold, true},
 		{"bound", "ft-l: largest change of an entry (0.0005)", &n.Bound, true},
 		{"old-weight", "kn: weight of the answer that goes (1)", &n.Old, false},
 		{"new-weight", "kn: weight of the target (8)", &n.New, false},
@@ -108,7 +108,8 @@ func (f *editorFlags) check() error {
 		return err
 	}
 	if f.name().NeedsStatistics() && len(f.stats) == 0 {
-		return withHint(usagef("%s needs --stats", f.method), "engram stats collect makes such files; --stats identity does without")
+		return withHint(usagef("%s needs --stats", f.method),
+			"engram stats collect makes such files; --stats identity does without")
 	}
 	return nil
 }
@@ -178,7 +179,8 @@ func (f *editorFlags) statistics(m *transformer.Model, layers []int) (out []*edi
 		out = append(out, c)
 	}
 	if len(out) > 0 && len(out) < len(layers) {
-		return nil, withHint(usagef("--stats: %d files for %d layers", len(out), len(layers)), "give --stats once for each layer")
+		return nil, withHint(usagef("--stats: %d files for %d layers", len(out), len(layers)),
+			"give --stats once for each layer")
 	}
 	return out, nil
 }
