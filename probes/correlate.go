@@ -22,7 +22,9 @@ type CorrelateOptions struct {
 	Ridge    float64 // penalty on the squared weights; 0 means none, and the solution of least norm
 	Seed     uint64  // of the permuted pairs of the baseline
 	Batch    int     // prompts run at once; 0 means 32
-	Progress func(done, total int)
+	// Interventions act on every prompt.
+	Interventions Interventions
+	Progress      func(done, total int)
 }
 
 // CorrelateResult is a linear map between the predictions behind two prompts.
@@ -130,7 +132,8 @@ func nextLogits(
 	var out [][]float64
 	for from := 0; from < len(prompts); from += batch {
 		rows := prompts[from:min(from+batch, len(prompts))]
-		run, err := m.Run(ctx, rows, transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: []int{-1}})
+		capture := transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: []int{-1}}
+		run, err := changedRun(ctx, m, rows, capture, &opts.Interventions)
 		if err != nil {
 			return nil, err
 		}

@@ -14,12 +14,14 @@ import (
 
 // DiffOptions say how to compare two models. The zero value compares weights alone.
 type DiffOptions struct {
-	IDs      [][]int               // rows on which to compare coefficients and predictions; nil means not at all
-	Layers   []int                 // nil means all
-	Norm     Norm                  // convention of the projections, not Cached; "" means DefaultNorm
-	Top      int                   // memories, tokens and positions to list; 0 means 20
-	Tokens   int                   // tokens to list of a memory, each way; 0 means 6
-	Progress func(done, total int) // called after each layer and batch of rows; nil means not at all
+	IDs    [][]int // rows on which to compare coefficients and predictions; nil means not at all
+	Layers []int   // nil means all
+	Norm   Norm    // convention of the projections, not Cached; "" means DefaultNorm
+	Top    int     // memories, tokens and positions to list; 0 means 20
+	Tokens int     // tokens to list of a memory, each way; 0 means 6
+	// Interventions act on both models while they run the corpus.
+	Interventions Interventions
+	Progress      func(done, total int) // called after each layer and batch of rows; nil means not at all
 }
 
 // DiffResult is what differs between a model A, before, and a model B, after.

@@ -28,6 +28,9 @@ type DirectionOptions struct {
 
 	Neuron *transformer.Neuron // or the value of this memory
 	Token  *int                // or the row of the unembedding that makes this token's logit
+
+	// Interventions act on the prompts.
+	Interventions Interventions
 }
 
 // DirectionResult is a direction.
@@ -140,7 +143,8 @@ func contrast(ctx context.Context, m *transformer.Model, opts *DirectionOptions)
 
 // meanState is the mean over rows of the state at their last position, or of its mean over positions.
 func meanState(ctx context.Context, m *transformer.Model, rows [][]int, opts *DirectionOptions) ([]float64, error) {
-	run, err := m.Run(ctx, rows, transformer.Capture{Sites: []transformer.Site{opts.Site}, Layers: []int{opts.Layer}})
+	capture := transformer.Capture{Sites: []transformer.Site{opts.Site}, Layers: []int{opts.Layer}}
+	run, err := changedRun(ctx, m, rows, capture, &opts.Interventions)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@
 //	Patchscope        what a state makes the model say elsewhere
 //	Updates           which memories moved a prompt's residual stream most, and towards which tokens
 //	Saturation        at which layer predictions settle in a corpus, and what settles them
+//	Composition       how predictions are made out of memories and layers
 //	EarlyExit         leaving the model where its dominant memories have decided
 //	Values            which tokens the value of a memory stands for
 //	Effect            what interventions on memories, heads and directions do to a prompt

@@ -20,7 +20,9 @@ type EarlyExitOptions struct {
 	Seeds    []int64   // of the splits; nil means 38 to 42
 	Levels   []float64 // probabilities at which plain confidence leaves; nil means 0.5, 0.7 and 0.9
 	Execute  bool      // run the first split's rows with the layers behind each exit left out
-	Progress func(rows, of int)
+	// Interventions act on every row.
+	Interventions Interventions
+	Progress      func(rows, of int)
 }
 
 // EarlyExitResult is how well predictions can be had before the last layer.
@@ -65,7 +67,8 @@ type ExitScore struct {
 // rule also runs: what the layers behind an exit add is left out at that position, so that their keys and values are
 // made from the state that left, and later positions and decisions see them so.
 //
-// Errors wrap ErrPosition where there is nothing to learn from or to try on, and those of transformer.Model.Run.
+// Errors wrap ErrPosition where there is nothing to learn from or to try on, and those of
+// Interventions.Resolve and transformer.Model.Run.
 func EarlyExit(ctx context.Context, m *transformer.Model, opts EarlyExitOptions) (*EarlyExitResult, error) {
 	if err := opts.defaults(m.Config); err != nil {
 		return nil, err
@@ -177,9 +180,9 @@ type exits struct {
 
 // batch runs some rows and describes their positions.
 func (x *exits) batch(ctx context.Context, rows [][]int, first int) error {
-	run, err := x.m.Run(ctx, rows, transformer.Capture{
+	run, err := changedRun(ctx, x.m, rows, transformer.Capture{
 		Sites: append(CoefficientSites(x.m.Config), transformer.ResidPost),
-	})
+	}, &x.opts.Interventions)
 	if err != nil {
 		return err
 	}

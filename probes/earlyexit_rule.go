@@ -3,6 +3,7 @@ package probes
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/engram-go/engram/transformer"
 )
@@ -112,6 +113,11 @@ func (x *exits) execute(ctx context.Context, r *exitRule, seed int64) (*ExitScor
 // as their only top token what they predict in the end.
 func (x *exits) run(ctx context.Context, r *exitRule, rows [][]int) ([]*example, error) {
 	layers := x.m.Config.Layers
+	changed, err := x.opts.Interventions.Resolve(ctx, x.m, rows, false)
+	if err != nil {
+		return nil, err
+	}
+	defer changed.Close()
 	left := make([][]int, len(rows)) // by row and position, the layer at which it left
 	for row, ids := range rows {
 		for range ids {
@@ -121,7 +127,7 @@ func (x *exits) run(ctx context.Context, r *exitRule, rows [][]int) ([]*example,
 	for l := range layers {
 		run, err := x.m.Run(ctx, rows, transformer.Capture{
 			Sites: append(CoefficientSites(x.m.Config), transformer.ResidPost), Layers: []int{l},
-		}, skipped(left, layers)...)
+		}, slices.Concat(changed.Prompt, skipped(left, layers))...)
 		if err != nil {
 			return nil, fmt.Errorf("with layers left out: %w", err)
 		}

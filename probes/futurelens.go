@@ -17,8 +17,10 @@ type FutureLensOptions struct {
 	Ahead int     // N: the state at position t is to tell the token at t+1+N; 0 means 1
 	Mid   bool    // maps for resid_mid too
 	// Cut leaves out directions of the states whose singular value is below this share of the largest; 0 means 1e-4.
-	Cut      float64
-	Progress func(rows, of int)
+	Cut float64
+	// Interventions act on every row: the lens is of the model under them.
+	Interventions Interventions
+	Progress      func(rows, of int)
 }
 
 // FutureLensResult is a fitted future lens.
@@ -98,6 +100,7 @@ func FutureLens(ctx context.Context, m *transformer.Model, opts FutureLensOption
 	f.lens.Meta = map[string]string{
 		"corpus_sha256": out.Corpus, "pairs": strconv.Itoa(out.Pairs), "cut": fmt.Sprint(opts.Cut),
 	}
+	opts.Interventions.note(f.lens.Meta)
 	return out, nil
 }
 
@@ -121,7 +124,7 @@ func (f *futureFit) pairs(
 	}
 	done := 0
 	for _, batch := range batches(rows, tunedStates) {
-		run, err := f.m.Run(ctx, batch, transformer.Capture{Sites: sites})
+		run, err := changedRun(ctx, f.m, batch, transformer.Capture{Sites: sites}, &f.opts.Interventions)
 		if err != nil {
 			return err
 		}

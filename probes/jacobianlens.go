@@ -22,7 +22,9 @@ type JacobianLensOptions struct {
 	// prompts; 0 means 2e-3 and 100.
 	Tolerance float64
 	Least     int
-	Progress  func(prompts, rows int, change float64)
+	// Interventions act on every row: the lens is of the model under them.
+	Interventions Interventions
+	Progress      func(prompts, rows int, change float64)
 }
 
 // JacobianLensResult is a Jacobian lens.
@@ -95,6 +97,7 @@ func JacobianLens(ctx context.Context, m *transformer.Model, opts JacobianLensOp
 		"prompts": strconv.Itoa(out.Prompts), "skip": strconv.Itoa(opts.Skip), "length": strconv.Itoa(opts.Length),
 		"corpus_sha256": out.Corpus,
 	}
+	opts.Interventions.note(lens.Meta)
 	return out, nil
 }
 
@@ -133,7 +136,7 @@ func (j *jacobian) add(ctx context.Context, row []int, before int) error {
 	for i := range rows {
 		rows[i] = row
 	}
-	run, err := j.m.Run(ctx, rows, transformer.Capture{Cuts: true})
+	run, err := changedRun(ctx, j.m, rows, transformer.Capture{Cuts: true}, &j.opts.Interventions)
 	if err != nil {
 		return err
 	}

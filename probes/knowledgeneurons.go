@@ -59,6 +59,8 @@ type KnowledgeNeuronsOptions struct {
 	Share     float64 // of the prompts in which a refined neuron is coarse, at first; 0 means 0.7
 	Fewest    int     // refined neurons: Share moves by 0.05 up to 6 times to get this many; 0 means 2
 	Most      int     // to this many; 0 means 5
+	// Interventions act on every prompt; the coefficients that are scaled, suppressed and doubled are those under them.
+	Interventions Interventions
 }
 
 // ErrFact is wrapped by errors about facts that cannot be attributed.
@@ -131,7 +133,7 @@ type KnowledgeLayer struct {
 // refined if it is coarse on at least Share of the prompts. The refined set is verified: its coefficients at q are
 // set to zero and doubled, on the fact's prompts and on others.
 //
-// Errors wrap ErrFact, transformer.ErrTokenRange or those of transformer.Model.Run.
+// Errors wrap ErrFact, transformer.ErrTokenRange or those of Interventions.Resolve and transformer.Model.Run.
 func KnowledgeNeurons(
 	ctx context.Context, m *transformer.Model, opts KnowledgeNeuronsOptions,
 ) (*KnowledgeNeuronsResult, error) {
@@ -243,9 +245,14 @@ func attribute(
 	ctx context.Context, m *transformer.Model, opts *KnowledgeNeuronsOptions, p *FactPrompt,
 ) (*FactAttribution, error) {
 	ids, at := p.row(m)
+	changed, err := opts.Interventions.Resolve(ctx, m, [][]int{p.IDs}, false)
+	if err != nil {
+		return nil, err
+	}
+	defer changed.Close()
 	base, err := m.Run(ctx, [][]int{ids}, transformer.Capture{
 		Base: true, Sites: append(CoefficientSites(m.Config), transformer.Logits),
-	})
+	}, changed.Prompt...)
 	if err != nil {
 		return nil, err
 	}
@@ -255,7 +262,7 @@ func attribute(
 	if err != nil {
 		return nil, err
 	}
-	g := integral{m: m, opts: opts, base: base, size: len(ids)}
+	g := integral{m: m, opts: opts, base: base, changes: changed.Prompt, size: len(ids)}
 	with := 0.0
 	for s, id := range p.Answer {
 		row := logits.At(0, at+s).Data
@@ -296,6 +303,8 @@ type integral struct {
 	opts *KnowledgeNeuronsOptions
 	base *transformer.Run
 	size int // of the row
+
+	changes []transformer.Intervention // of the base
 }
 
 // layer adds the attributions of a layer at a position to sum, by memory, and gives the change of the objective from
@@ -311,12 +320,12 @@ func (g *integral) layer(ctx context.Context, l, position, target int, sum []flo
 		scales = append(scales, float32(g.opts.Grid.alpha(j, n)))
 	}
 	scales = append(scales, 0, 1) // for the objective at both ends
-	ivs := make([]transformer.Intervention, len(scales))
+	ivs := forRows(g.changes, len(scales), l, from.Position)
 	for row := range scales {
-		ivs[row] = transformer.Intervention{
+		ivs = append(ivs, transformer.Intervention{
 			Site: transformer.Coef, Layer: l, Op: transformer.OpScale, Rows: []int{row}, Positions: []int{position},
 			Value: scales[row : row+1],
-		}
+		})
 	}
 	run, err := g.m.Resume(ctx, g.base, from, transformer.Capture{Cuts: true}, ivs...)
 	if err != nil {

@@ -136,7 +136,11 @@ func verifyFact(
 		for s := range p.Answer {
 			where = append(where, at+s)
 		}
-		var ivs []transformer.Intervention
+		changed, err := opts.Interventions.Resolve(ctx, m, [][]int{p.IDs}, false)
+		if err != nil {
+			return nil, fmt.Errorf("verify on prompt %d: %w", i, err)
+		}
+		ivs := forRows(changed.Prompt, 3, -1, 0)
 		for _, n := range neurons {
 			for row, scale := range []float32{0, 2} {
 				ivs = append(ivs, transformer.Intervention{
@@ -147,6 +151,7 @@ func verifyFact(
 		}
 		capture := transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: where}
 		run, err := m.Run(ctx, [][]int{ids, ids, ids}, capture, ivs...)
+		changed.Close()
 		if err != nil {
 			return nil, fmt.Errorf("verify on prompt %d: %w", i, err)
 		}

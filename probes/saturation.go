@@ -21,7 +21,9 @@ type SaturationOptions struct {
 	Functional int   // memories to list that are dominant most often; 0 means one in a hundred, at most 50
 	Tokens     int   // tokens for each of them; 0 means 5
 	List       bool  // give the events of every position
-	Progress   func(rows, of int)
+	// Interventions act on every row.
+	Interventions Interventions
+	Progress      func(rows, of int)
 }
 
 // SaturationResult is where predictions settle in a corpus, and what dominant sub-updates have to do with it.
@@ -95,7 +97,8 @@ type SaturationPosition struct {
 // dominant sub-updates do to the token's logit, δ_i(w) = e_w·m_i·v_i, beside a random set of as many. Memories that
 // are dominant at unusually many positions are listed as functional values.
 //
-// Errors wrap transformer.ErrEmptyPrompt, ErrPosition if no position counts, or those of transformer.Model.Run.
+// Errors wrap transformer.ErrEmptyPrompt, ErrPosition if no position counts, or those of Interventions.Resolve and
+// transformer.Model.Run.
 func Saturation(ctx context.Context, m *transformer.Model, opts SaturationOptions) (*SaturationResult, error) {
 	opts.defaults(m.Config)
 	s := &saturation{m: m, opts: &opts, frequency: map[transformer.Neuron]int{}}
@@ -162,7 +165,7 @@ type saturation struct {
 
 // batch runs some rows, of which the first has a number, and takes in their positions.
 func (s *saturation) batch(ctx context.Context, rows [][]int, first int) error {
-	run, err := s.m.Run(ctx, rows, transformer.Capture{Sites: UpdatesSites(s.m.Config)})
+	run, err := changedRun(ctx, s.m, rows, transformer.Capture{Sites: UpdatesSites(s.m.Config)}, &s.opts.Interventions)
 	if err != nil {
 		return err
 	}

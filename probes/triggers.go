@@ -27,6 +27,8 @@ type TriggersOptions struct {
 	SkipSpecial bool // leave out positions of special tokens
 	Sample      int  // positions drawn at random for every memory; 0 means 10, negative none
 	Seed        uint64
+	// Interventions act on every sequence.
+	Interventions Interventions
 	// Shard of Of runs a part of the sequences, 1 … Of, to be joined with MergeTriggers; 0 of 0 runs all.
 	Shard, Of int
 	Batch     int               // tokens of a batch, with padding; 0 means 2048
@@ -75,7 +77,7 @@ var ErrTriggers = errors.New("not a trigger index")
 // example.
 //
 // Errors wrap ErrCorpus, ErrEmptyCorpus, ErrPart where the part that is there is of another job, fs.ErrExist
-// where Out is there, or those of transformer.Model.Run.
+// where Out is there, or those of Interventions.Resolve and transformer.Model.Run.
 func Triggers(ctx context.Context, m *transformer.Model, opts TriggersOptions) (*TriggersResult, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err
@@ -158,6 +160,9 @@ func (o *TriggersOptions) info(m *transformer.Model, c *corpus.Corpus) TriggersI
 		Corpus: c.Hash(), Sequences: c.Len(), Tokens: len(c.IDs), Top: o.Top, Tails: o.Tails, EveryPosition: o.EveryPosition,
 		Window: o.Window, KeepFirst: o.KeepFirst, SkipSpecial: o.SkipSpecial, Sample: o.Sample, Seed: o.Seed,
 		Packed: o.Texts.Pack, Shards: []int{1}, Of: 1,
+	}
+	if len(o.Interventions.Changes) > 0 {
+		i.Interventions = o.Interventions.Strings()
 	}
 	if o.Of > 1 {
 		i.Shards, i.Of = []int{o.Shard}, o.Of

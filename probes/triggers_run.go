@@ -152,7 +152,7 @@ func (b *triggersJob) step(batch []int) error {
 		Sites: []transformer.Site{transformer.Coef}, Do: b.visit,
 		Counts: func(row, position int) bool { return b.eligible.has(batch[row], position) },
 	}
-	run, err := b.m.Run(b.ctx, rows, transformer.Capture{Visit: visit})
+	run, err := changedRun(b.ctx, b.m, rows, transformer.Capture{Visit: visit}, &b.opts.Interventions)
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,8 @@ type TriggersInfo struct {
 	Seed          uint64 `json:"seed"`
 	Shards        []int  `json:"shards"` // that were run, of Of
 	Of            int    `json:"of"`
+	// Interventions are what was changed while the corpus ran.
+	Interventions []string `json:"interventions,omitempty"`
 }
 
 // triggersState is everything an index is made of, in memory.

@@ -26,7 +26,9 @@ type TunedLensOptions struct {
 	// saved.
 	Checkpoint string
 	Every      int
-	Progress   func(step, steps int, kl float64) // KL is the mean over places at the last step
+	// Interventions act on every row: the lens is of the model under them.
+	Interventions Interventions
+	Progress      func(step, steps int, kl float64) // KL is the mean over places at the last step
 }
 
 // TunedLensResult is a trained lens.
@@ -108,6 +110,7 @@ func TunedLens(ctx context.Context, m *transformer.Model, opts TunedLensOptions)
 		"steps": strconv.Itoa(opts.Steps), "tokens": strconv.Itoa(opts.Tokens), "corpus_sha256": out.Corpus,
 		"rate": fmt.Sprint(opts.Rate), "seed": strconv.FormatInt(opts.Seed, 10), "optimiser": "sgd, nesterov 0.9",
 	}
+	opts.Interventions.note(t.lens.Meta)
 	return out, nil
 }
 
@@ -151,7 +154,8 @@ type tuning struct {
 func (t *tuning) identify(hash string) error {
 	raw, err := json.Marshal(map[string]any{
 		"fingerprint": t.m.Fingerprint, "corpus": hash, "mid": t.opts.Mid, "steps": t.opts.Steps,
-		"tokens": t.opts.Tokens, "rate": t.opts.Rate, "seed": t.opts.Seed,
+		"tokens": t.opts.Tokens, "rate": t.opts.Rate, "seed": t.opts.Seed, "interventions": t.opts.Interventions.Strings(),
+		"reference": t.opts.Interventions.Reference,
 	})
 	t.identity = string(raw)
 	return err
@@ -269,7 +273,7 @@ func (t *tuning) states(
 		sites = append(sites, transformer.ResidMid)
 	}
 	for _, batch := range batches(rows, tunedStates) {
-		run, err := t.m.Run(ctx, batch, transformer.Capture{Sites: sites})
+		run, err := changedRun(ctx, t.m, batch, transformer.Capture{Sites: sites}, &t.opts.Interventions)
 		if err != nil {
 			return err
 		}

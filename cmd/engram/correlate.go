@@ -24,6 +24,7 @@ type correlateFlags struct {
 	first, second, pairFile, fillerFile string
 	pairs                               []string
 	fillers                             int
+	changes                             changeFlags
 	plots                               plotFlags
 	opts                                probes.CorrelateOptions
 }
@@ -43,6 +44,7 @@ func (a *app) correlateCommand() *cobra.Command {
 			"other word. It prints Pearson's correlation for each target on the words left, and how well the map's weights\n"+
 			"know the pairs. Pairs are words split by =; those with a word that is not one token are left out.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runCorrelate(cmd, &f) })
+	f.changes.register(cmd)
 	f.plots.register(cmd)
 	cmd.Flags().StringVar(&f.first, "first", "", "prompt with a slot {}, behind which the sources are read")
 	cmd.Flags().StringVar(&f.second, "second", "", "prompt with a slot {}, behind which the targets are read")
@@ -76,6 +78,10 @@ func (f *correlateFlags) check(cmd *cobra.Command) error {
 	if len(f.pairs) == 0 && f.pairFile == "" {
 		return withHint(usagef("no pairs"), "name words to read with --pair Paris=France or --pairs FILE")
 	}
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	return f.plots.check(cmd)
 }
 
@@ -103,6 +109,9 @@ func (a *app) runCorrelate(cmd *cobra.Command, f *correlateFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	if m.Tokenizer == nil {
 		return inputError{errors.New("the model has no tokenizer")}
 	}
@@ -124,6 +133,7 @@ func (a *app) runCorrelate(cmd *cobra.Command, f *correlateFlags) error {
 		"fit": "least squares on even fillers, W of least norm", "correlation": "Pearson on odd fillers",
 		"values": "logits", "ridge": fmt.Sprint(f.opts.Ridge),
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	if f.opts.LogProbs {
 		conventions["values"] = "log-probabilities"
 	}

@@ -15,6 +15,7 @@ import (
 
 type diffFlags struct {
 	prompt       promptFlags
+	changes      changeFlags
 	text         []string
 	layers, norm string
 	limit        int
@@ -32,6 +33,7 @@ func (a *app) diffCommand() *cobra.Command {
 			"rounded to the coarser one. Where the tokenizers differ, tokens are matched by their bytes, and texts refused.",
 		cobra.ExactArgs(2), func(cmd *cobra.Command, args []string) error { return a.runDiff(cmd, &f, args) })
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().StringArrayVar(&f.text, "text", nil, "documents to run, one a line (.jsonl: text or ids; also .gz)")
 	cmd.Flags().IntVar(&f.limit, "limit", 200, "most documents to run, each cut at the context; 0 means all")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
@@ -50,12 +52,19 @@ func (a *app) runDiff(cmd *cobra.Command, f *diffFlags, names []string) error {
 		return err
 	}
 	f.opts.Norm = probes.Norm(f.norm)
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	before, after, err := a.openTwo(cmd, names, f)
 	if err != nil {
 		return err
 	}
 	defer after.Close()
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	conventions := diffConventions()
+	noteChanges(conventions, &f.opts.Interventions)
 	if f.opts.IDs, err = f.rows(cmd, before, conventions); err != nil {
 		return err
 	}

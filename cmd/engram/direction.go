@@ -21,6 +21,7 @@ type directionFlags struct {
 	neuron, out, site  string
 	token              int
 	force              bool
+	changes            changeFlags
 	opts               probes.DirectionOptions
 }
 
@@ -32,6 +33,7 @@ func (a *app) directionCommand() *cobra.Command {
 			"value of a memory, or a token's row of the unembedding. The file is for --steer FILE@LAYER=4 and for --ablate\n"+
 			"and --set along it.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runDirection(cmd, &f) })
+	f.changes.register(cmd)
 	cmd.Flags().StringArrayVar(&f.positive, "positive", nil, "prompt to move towards; again for more")
 	cmd.Flags().StringArrayVar(&f.negative, "negative", nil, "prompt to move away from; again for more")
 	cmd.Flags().IntVar(&f.opts.Layer, "layer", 0, "layer of the states")
@@ -64,9 +66,15 @@ func (a *app) runDirection(cmd *cobra.Command, f *directionFlags) error {
 	if f.opts.Site, err = transformer.ParseSite(f.site); err != nil {
 		return usageError{err}
 	}
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	prompts := promptFlags{prompts: append(append([]string{}, f.positive...), f.negative...)}
 	m, err := a.open(cmd.Context(), prompts.estimate())
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
 		return err
 	}
 	if len(prompts.prompts) > 0 {
@@ -85,12 +93,14 @@ func (a *app) runDirection(cmd *cobra.Command, f *directionFlags) error {
 		"schema": "engram.direction", "schema_version": "1", "engram": versionText(), "model": m.Name,
 		"fingerprint": m.Fingerprint, "from": r.From, "site": string(r.Site), "layer": strconv.Itoa(r.Layer),
 	}
+	noteChanges(meta, &f.opts.Interventions)
 	if err := r.Save(cmd.Context(), f.out, f.force, meta); err != nil {
 		return err
 	}
 	conventions := map[string]string{
 		"norm": string(probes.DefaultNorm(m.Config)), "direction": "mean of positive − mean of negative",
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	return a.print("direction", &directionFile{f.out, r}, conventions, func(p *page) {
 		p.line(fmt.Sprintf("direction of length %.3f from %s, in %s", r.Norm, r.From, safe(f.out)))
 		t := &table{header: []string{"promotes", ">score", "", "suppresses", ">score"}}

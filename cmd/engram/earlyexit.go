@@ -11,10 +11,11 @@ import (
 )
 
 type earlyExitFlags struct {
-	rows  rowsFlags
-	plots plotFlags
-	seed  int64
-	opts  probes.EarlyExitOptions
+	rows    rowsFlags
+	changes changeFlags
+	plots   plotFlags
+	seed    int64
+	opts    probes.EarlyExitOptions
 }
 
 func (a *app) earlyExitCommand() *cobra.Command {
@@ -25,6 +26,7 @@ func (a *app) earlyExitCommand() *cobra.Command {
 			"layers are left out. Plain confidence and the oracle stand beside it. --execute really leaves them out.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runEarlyExit(cmd, &f) })
 	f.rows.register(cmd, 1000, 128)
+	f.changes.register(cmd)
 	f.plots.register(cmd)
 	cmd.Flags().IntVar(&f.opts.Dominant, "dominant", 10, "memories that describe a position")
 	cmd.Flags().BoolVar(&f.opts.Execute, "execute", false, "run the first split with the layers behind each exit left out")
@@ -39,11 +41,18 @@ func (a *app) runEarlyExit(cmd *cobra.Command, f *earlyExitFlags) error {
 	if err := atLeast("dominant", f.opts.Dominant, 1); err != nil {
 		return err
 	}
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	if err := f.plots.check(cmd); err != nil {
 		return err
 	}
 	m, err := a.open(cmd.Context(), f.rows.estimate())
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
 		return err
 	}
 	if f.opts.Rows, err = f.rows.load(cmd.Context(), m); err != nil {
@@ -63,6 +72,7 @@ func (a *app) runEarlyExit(cmd *cobra.Command, f *earlyExitFlags) error {
 		"accuracy": "share of positions whose token is the full model's", "saved": "layers left out, mean over positions",
 		"splits": fmt.Sprintf("seeds %d to %d, a tenth of the sequences held", f.seed, f.seed+4),
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	profile := &plot.Bars{
 		Title: "where predictions settle, and where the rule leaves", XLabel: "layer", YLabel: "share of positions",
 		Series: []plot.Series{{Name: "saturated"}, {Name: "left"}},

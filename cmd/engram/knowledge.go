@@ -17,6 +17,7 @@ import (
 
 type knowledgeFlags struct {
 	prompt                                        promptFlags
+	changes                                       changeFlags
 	plots                                         plotFlags
 	answer, answerIDs, others, negative, gridName string
 	opts                                          probes.KnowledgeNeuronsOptions
@@ -32,6 +33,7 @@ func (a *app) knowledgeCommand() *cobra.Command {
 			"--others and --negative name files with a JSON object on each line, {\"prompt\": …, \"answer\": …}.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runKnowledge(cmd, &f) })
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	f.plots.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.answer, "answer", "", `text that follows the prompts, with its leading blank: " Lily"`)
@@ -55,12 +57,19 @@ func (a *app) runKnowledge(cmd *cobra.Command, f *knowledgeFlags) error {
 	if f.opts.Steps < 1 {
 		return usagef("--steps: %d is not a number of steps", f.opts.Steps)
 	}
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	if err := f.plots.check(cmd); err != nil {
 		return err
 	}
 	f.opts.Grid = probes.Grid(f.gridName)
 	m, rows, err := a.prompted(cmd.Context(), cmd, &f.prompt, 400)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
 		return err
 	}
 	answer, err := f.answerTokens(m)
@@ -86,6 +95,7 @@ func (a *app) runKnowledge(cmd *cobra.Command, f *knowledgeFlags) error {
 		"refined": "coarse in at least share of the prompts, not in a negative one",
 		"gap":     "sum/(with − without) − 1", "position": "from 0; the prompt's special tokens count",
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.draw(cmd, &f.plots, "engram knowledge", conventions, a.knowledgeParts(got)...); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (a *app) runFutureLens(cmd *cobra.Command, f *makeLensFlags, opts *probes.F
 	if err != nil {
 		return err
 	}
-	opts.Rows = rows
+	opts.Rows, opts.Interventions = rows, f.interventions
 	line := a.progress()
 	opts.Progress = func(done, of int) { line.Printf("%d of %d sequences", done, of) }
 	got, err := probes.FutureLens(cmd.Context(), m, *opts)
@@ -52,6 +52,7 @@ func (a *app) runFutureLens(cmd *cobra.Command, f *makeLensFlags, opts *probes.F
 		"target":    "the token that the model itself predicts there, on sequences that the fit did not see",
 		"surprisal": "mean −log p in nats", "unmapped": "precision_1 of the state as it is",
 	}
+	noteChanges(conventions, &f.interventions)
 	profile := &plot.Lines{
 		Title:  fmt.Sprintf("how often a state tells the token %d behind the next", got.Ahead),
 		XLabel: "state", YLabel: "share",

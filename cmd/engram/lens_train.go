@@ -24,14 +24,18 @@ type lensFile[R any] struct {
 
 // makeLensFlags are those of commands that make a lens.
 type makeLensFlags struct {
-	rows  rowsFlags
-	plots plotFlags
-	out   string
+	rows    rowsFlags
+	changes changeFlags
+	plots   plotFlags
+	out     string
+
+	interventions probes.Interventions // after openForLens
 }
 
 func (f *makeLensFlags) register(cmd *cobra.Command, limit, length int) {
 	f.rows.register(cmd, limit, length)
 	cmd.Flags().StringVarP(&f.out, "out", "o", "", "file to write, for lens --lens")
+	f.changes.register(cmd)
 	f.plots.register(cmd)
 	_ = cmd.MarkFlagRequired("out")
 	_ = cmd.MarkFlagFilename("out", "safetensors")
@@ -46,8 +50,14 @@ func (a *app) openForLens(cmd *cobra.Command, f *makeLensFlags) (*transformer.Mo
 	if err := errors.Join(f.rows.check(), writable(f.out, force), f.plots.check(cmd)); err != nil {
 		return nil, nil, false, err
 	}
+	if f.interventions, err = f.changes.parse(); err != nil {
+		return nil, nil, false, err
+	}
 	m, err := a.open(cmd.Context(), f.rows.estimate())
 	if err != nil {
+		return nil, nil, false, err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.interventions); err != nil {
 		return nil, nil, false, err
 	}
 	rows, err := f.rows.load(cmd.Context(), m)
@@ -90,7 +100,7 @@ func (a *app) runTunedLens(cmd *cobra.Command, f *makeLensFlags, opts *probes.Tu
 	if err != nil {
 		return err
 	}
-	opts.Rows, opts.Checkpoint = rows, f.out+".job"
+	opts.Rows, opts.Checkpoint, opts.Interventions = rows, f.out+".job", f.interventions
 	line := a.progress()
 	opts.Progress = func(step, steps int, kl float64) { line.Printf("step %d of %d: KL %.4f", step, steps, kl) }
 	got, err := probes.TunedLens(cmd.Context(), m, *opts)
@@ -107,6 +117,7 @@ func (a *app) runTunedLens(cmd *cobra.Command, f *makeLensFlags, opts *probes.Tu
 	conventions := map[string]string{
 		"kl": "mean KL(model‖lens) in nats, on sequences that training did not see", "optimiser": "SGD, Nesterov 0.9",
 	}
+	noteChanges(conventions, &f.interventions)
 	profile := &plot.Lines{
 		Title: "how far each lens is from the model", XLabel: "state", YLabel: "KL in nats",
 		Series: []plot.Series{{Name: "logit lens"}, {Name: "tuned lens"}},
@@ -161,7 +172,7 @@ func (a *app) runJacobianLens(cmd *cobra.Command, f *makeLensFlags, opts *probes
 	if err != nil {
 		return err
 	}
-	opts.Rows, opts.Length = rows, f.rows.length
+	opts.Rows, opts.Length, opts.Interventions = rows, f.rows.length, f.interventions
 	line := a.progress()
 	opts.Progress = func(prompts, rows int, change float64) {
 		line.Printf("prompt %d of at most %d: change %.4f", prompts, rows, change)
@@ -178,6 +189,7 @@ func (a *app) runJacobianLens(cmd *cobra.Command, f *makeLensFlags, opts *probes
 		"jacobian": "∂(last layer's output, summed over the source's position and later ones)/∂state, mean over sources",
 		"norm":     "Frobenius/√d", "identity": "Frobenius norm of J − 1 over √d",
 	}
+	noteChanges(conventions, &f.interventions)
 	profile := &plot.Lines{
 		Title: "the mean Jacobian of each state", XLabel: "state", YLabel: "Frobenius norm / √d",
 		Series: []plot.Series{{Name: "J"}, {Name: "J − 1"}},

@@ -150,8 +150,9 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
-		a.saturationCommand(), a.earlyExitCommand(), a.patchscopeCommand(), a.diffCommand(), a.ffnmapCommand(),
-		a.correlateCommand(), a.editCommand(), a.evalCommand(), a.triggersCommand(), a.routesCommand(),
+		a.saturationCommand(), a.compositionCommand(), a.earlyExitCommand(), a.patchscopeCommand(),
+		a.triggersCommand(), a.correlateCommand(), a.diffCommand(),
+		a.ffnmapCommand(), a.editCommand(), a.evalCommand(), a.routesCommand(),
 		a.traceCommand(), a.statsCommand(),
 		a.tuiCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),
 	)

@@ -11,10 +11,11 @@ import (
 )
 
 type saturationFlags struct {
-	rows  rowsFlags
-	plots plotFlags
-	skip  int
-	opts  probes.SaturationOptions
+	rows    rowsFlags
+	changes changeFlags
+	plots   plotFlags
+	skip    int
+	opts    probes.SaturationOptions
 }
 
 func (a *app) saturationCommand() *cobra.Command {
@@ -26,6 +27,7 @@ func (a *app) saturationCommand() *cobra.Command {
 			"dominant most often whatever the text.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runSaturation(cmd, &f) })
 	f.rows.register(cmd, 1000, 128)
+	f.changes.register(cmd)
 	f.plots.register(cmd)
 	cmd.Flags().IntVar(&f.skip, "skip", 1, "first positions of a sequence that do not count")
 	cmd.Flags().IntVar(&f.opts.Dominant, "dominant", 10, "memories in a dominant set")
@@ -50,11 +52,18 @@ func (a *app) runSaturation(cmd *cobra.Command, f *saturationFlags) error {
 	if f.opts.Skip = f.skip; f.skip == 0 {
 		f.opts.Skip = -1
 	}
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	if err := f.plots.check(cmd); err != nil {
 		return err
 	}
 	m, err := a.open(cmd.Context(), f.rows.estimate())
 	if err != nil {
+		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
 		return err
 	}
 	if f.opts.Rows, err = f.rows.load(cmd.Context(), m); err != nil {
@@ -71,6 +80,7 @@ func (a *app) runSaturation(cmd *cobra.Command, f *saturationFlags) error {
 	conventions["saturation"] = "first layer from which on the top token after each layer is the final one"
 	conventions["elimination"] = "layer whose FFN drops the token that stood on top before it farthest in rank"
 	conventions["effect"] = "means over events of the largest, mean and smallest effect in the set"
+	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.draw(cmd, &f.plots, "engram saturation", conventions, saturationParts(got)...); err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ func (a *app) triggersCommand() *cobra.Command {
 
 type triggersBuildFlags struct {
 	corpus       corpusFlags
+	changes      changeFlags
 	opts         probes.TriggersOptions
 	tails, shard string
 	window       int
@@ -54,6 +55,7 @@ func (a *app) triggersBuildCommand() *cobra.Command {
 			"the sequences; triggers merge joins the four.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runTriggersBuild(cmd, &f) })
 	f.corpus.register(cmd)
+	f.changes.register(cmd)
 	fl := cmd.Flags()
 	fl.StringVarP(&f.opts.Out, "out", "o", triggersFile, "index to write")
 	fl.IntVar(&f.opts.Top, "top", 25, "examples for each memory")
@@ -76,7 +78,11 @@ func (f *triggersBuildFlags) check() error {
 	if err := f.corpus.check(); err != nil {
 		return err
 	}
-	err := bounds(map[string][2]int{
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
+	err = bounds(map[string][2]int{
 		"top": {f.opts.Top, 1}, "window": {f.window, 0}, "sample": {f.sample, 0}, "batch": {f.opts.Batch, 1},
 	})
 	if err != nil {
@@ -117,6 +123,9 @@ func (a *app) runTriggersBuild(cmd *cobra.Command, f *triggersBuildFlags) error 
 	if err != nil {
 		return err
 	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	line := a.progress()
 	f.opts.Progress = func(done, total int) { line.Printf("%s", ofTokens(done, total)) }
 	f.opts.Meta = a.indexMeta(m)
@@ -143,6 +152,9 @@ func triggersConventions(i *probes.TriggersInfo) map[string]string {
 		"moments":  "of the population; kurtosis is 3 for a normal distribution",
 		"corpus":   i.Corpus,
 		"seed":     strconv.FormatUint(i.Seed, 10),
+	}
+	if len(i.Interventions) > 0 {
+		c["interventions"] = strings.Join(i.Interventions, "; ")
 	}
 	if i.EveryPosition {
 		c["policy"] = "every position"
