@@ -87,6 +87,20 @@ func (c *coefficients) at(row, position int) ([]subUpdate, error) {
 	return out, nil
 }
 
+// one is the coefficient of one memory at a position; 0 where its expert was not chosen.
+func (c *coefficients) one(row, position, memory int) float64 {
+	if c.experts == nil {
+		return float64(c.coef.At(row, position).Data[memory])
+	}
+	hidden := c.m.Config.FFN.ExpertHidden
+	for k, weight := range c.weights.At(row, position).Data {
+		if int(c.experts.At(row, position).Data[k]) == memory/hidden {
+			return float64(c.coef.At(row, position, k).Data[memory%hidden]) * float64(weight)
+		}
+	}
+	return 0
+}
+
 func (c *coefficients) ofExperts(row, position int) ([]subUpdate, error) {
 	hidden := c.m.Config.FFN.ExpertHidden
 	var out []subUpdate

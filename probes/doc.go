@@ -16,6 +16,10 @@
 //	Saturation        at which layer predictions settle in a corpus, and what settles them
 //	Composition       how predictions are made out of memories and layers
 //	EarlyExit         leaving the model where its dominant memories have decided
+//	Triggers          which texts each memory answers to, as a file; TriggerSheets shows them
+//	Agreement         whether values promote what follows the examples of their keys
+//	Patterns          what the examples of memories have in common
+//	TokenAblation     what is left of a coefficient when a token of the example is missing
 //	Values            which tokens the value of a memory stands for
 //	Effect            what interventions on memories, heads and directions do to a prompt
 //	Direction         a vector to steer along

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/engram-go/engram/internal/corpus"
+	"github.com/engram-go/engram/transformer"
 )
 
 // eligible says which positions of a corpus take part in an analysis.
@@ -14,6 +15,17 @@ type eligible struct {
 	first   int            // positions before it do not
 	special map[int32]bool // nor do these tokens
 	before  []int64        // [sequences + 1]: how many positions take part before each sequence
+}
+
+// specialTokens are those that a tokenizer puts around texts, and the like.
+func specialTokens(m *transformer.Model) map[int32]bool {
+	special := map[int32]bool{}
+	if m.Tokenizer != nil {
+		for _, t := range m.Tokenizer.Special() {
+			special[int32(t.ID)] = true
+		}
+	}
+	return special
 }
 
 func newEligible(c *corpus.Corpus, first int, special map[int32]bool) *eligible {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"path/filepath"
 	"slices"
@@ -18,10 +19,7 @@ import (
 type analysis func(context.Context, *transformer.Model, probes.Interventions) (any, error)
 
 // everyAnalysis lists those that run a corpus or a prompt, in small.
-func everyAnalysis(dir string) map[string]analysis {
-	rows := [][]int{
-		{3, 17, 5, 40, 9, 11}, {8, 1, 30, 2, 7}, {22, 4, 9, 6, 1}, {3, 17, 6, 2}, {5, 5, 12, 31}, {9, 40, 3, 18, 2},
-	}
+func everyAnalysis(rows [][]int) map[string]analysis {
 	type c = context.Context
 	type m = *transformer.Model
 	type iv = probes.Interventions
@@ -72,6 +70,15 @@ func everyAnalysis(dir string) map[string]analysis {
 			}
 			return r.Vector, nil
 		},
+	}
+}
+
+// moreAnalyses go on with everyAnalysis.
+func moreAnalyses(rows [][]int, dir string) map[string]analysis {
+	type c = context.Context
+	type m = *transformer.Model
+	type iv = probes.Interventions
+	return map[string]analysis{
 		"knowledge neurons": func(c c, m m, iv iv) (any, error) {
 			return probes.KnowledgeNeurons(c, m, probes.KnowledgeNeuronsOptions{
 				Prompts: []probes.FactPrompt{{IDs: rows[0], Answer: []int{7, 2}}, {IDs: rows[1], Answer: []int{7, 2}}},
@@ -136,12 +143,17 @@ func TestInterventionsInEveryAnalysis(t *testing.T) {
 		}
 	})
 	iv := changes(t, fmt.Sprintf("add L%d.ffn_out[0-%d]=%g @all", layer, components-1, by))
+	rows := [][]int{
+		{3, 17, 5, 40, 9, 11}, {8, 1, 30, 2, 7}, {22, 4, 9, 6, 1}, {3, 17, 6, 2}, {5, 5, 12, 31}, {9, 40, 3, 18, 2},
+	}
+	all := everyAnalysis(rows)
+	maps.Copy(all, moreAnalyses(rows, t.TempDir()))
 	be := backendtest.Open(t, "go")
 	a, b := open(t, be, golden("gpt2")), open(t, be, dir)
 	if a.Config.Layers < 3 {
 		t.Fatal("the change reaches no FFN")
 	}
-	for name, run := range everyAnalysis(t.TempDir()) {
+	for name, run := range all {
 		tree := func(m *transformer.Model, iv probes.Interventions) any {
 			r, err := run(t.Context(), m, iv)
 			if err != nil {

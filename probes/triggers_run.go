@@ -40,11 +40,8 @@ func (b *triggersJob) part() string { return b.opts.Out + PartSuffix }
 // start takes up an unfinished index, or begins one.
 func (b *triggersJob) start() error {
 	var special map[int32]bool
-	if b.opts.SkipSpecial && b.m.Tokenizer != nil {
-		special = map[int32]bool{}
-		for _, t := range b.m.Tokenizer.Special() {
-			special[int32(t.ID)] = true
-		}
+	if b.opts.SkipSpecial {
+		special = specialTokens(b.m)
 	}
 	first := 1
 	if b.opts.KeepFirst {

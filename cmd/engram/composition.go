@@ -122,8 +122,9 @@ func writeComposition(p *page, r *probes.CompositionResult) {
 	}
 	p.table(t)
 	if g := r.Removal; g != nil && g.Active > 0 {
-		p.line(fmt.Sprintf("taking one of its active memories away changes what layer %d predicts in %s, at %s of the positions",
-			g.Layer, percent(float64(g.Changed)/float64(g.Active)), percent(float64(g.Positions)/float64(r.Positions))))
+		p.line(fmt.Sprintf(
+			"taking one of its active memories away changes what layer %d predicts in %s, at %s of the positions", g.Layer,
+			percent(float64(g.Changed)/float64(g.Active)), percent(float64(g.Positions)/float64(r.Positions))))
 	}
 	p.line(fmt.Sprintf("%d positions of %d sequences, projection %s", r.Positions, r.Rows, r.Norm))
 }
@@ -132,11 +133,21 @@ func writeComposition(p *page, r *probes.CompositionResult) {
 func compositionParts(r *probes.CompositionResult) []plot.Part {
 	cases := &plot.Lines{
 		Title: "what the residual stream predicts after each FFN", XLabel: "layer", YLabel: "share of positions",
-		Series: []plot.Series{{Name: "agreement"}, {Name: "residual"}, {Name: "ffn"}, {Name: "composition"}, {Name: "other"}},
+		Series: []plot.Series{
+			{Name: "agreement"},
+			{Name: "residual"},
+			{Name: "ffn"},
+			{Name: "composition"},
+			{Name: "other"},
+		},
 	}
 	zero := &plot.Lines{
 		Title: "agreement with the final prediction, and with no memory", XLabel: "layer", YLabel: "share of positions",
-		Series: []plot.Series{{Name: "final before the FFN"}, {Name: "zero agreement, ffn"}, {Name: "zero agreement, stream"}},
+		Series: []plot.Series{
+			{Name: "final before the FFN"},
+			{Name: "zero agreement, ffn"},
+			{Name: "zero agreement, stream"},
+		},
 	}
 	active := &plot.Lines{
 		Title: "active memories", XLabel: "layer", YLabel: "share of memories", Series: []plot.Series{{}},

@@ -101,13 +101,15 @@ func (a *app) runDirection(cmd *cobra.Command, f *directionFlags) error {
 		"norm": string(probes.DefaultNorm(m.Config)), "direction": "mean of positive − mean of negative",
 	}
 	noteChanges(conventions, &f.opts.Interventions)
-	return a.print("direction", &directionFile{f.out, r}, conventions, func(p *page) {
-		p.line(fmt.Sprintf("direction of length %.3f from %s, in %s", r.Norm, r.From, safe(f.out)))
-		t := &table{header: []string{"promotes", ">score", "", "suppresses", ">score"}}
-		for i := range r.Promotes {
-			up, down := r.Promotes[i], r.Suppresses[i]
-			t.add(p.token(up.ID), fmt.Sprintf("%.3f", up.Score), "", p.token(down.ID), fmt.Sprintf("%.3f", down.Score))
-		}
-		p.table(t)
-	})
+	return a.print("direction", &directionFile{f.out, r}, conventions, func(p *page) { writeDirection(p, f.out, r) })
+}
+
+func writeDirection(p *page, out string, r *probes.DirectionResult) {
+	p.line(fmt.Sprintf("direction of length %.3f from %s, in %s", r.Norm, r.From, safe(out)))
+	t := &table{header: []string{"promotes", ">score", "", "suppresses", ">score"}}
+	for i := range r.Promotes {
+		up, down := r.Promotes[i], r.Suppresses[i]
+		t.add(p.token(up.ID), fmt.Sprintf("%.3f", up.Score), "", p.token(down.ID), fmt.Sprintf("%.3f", down.Score))
+	}
+	p.table(t)
 }

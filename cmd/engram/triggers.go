@@ -32,6 +32,7 @@ func (a *app) triggersCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		a.triggersBuildCommand(), a.triggersShowCommand(), a.triggersMergeCommand(), a.triggersAgreementCommand(),
+		a.triggersPatternsCommand(), a.triggersAblationCommand(),
 	)
 	return cmd
 }
