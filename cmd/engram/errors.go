@@ -89,7 +89,8 @@ func exitCode(ctx context.Context, err error) int {
 	case ctx.Err() != nil && is(context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &refusal{}) || is(
-		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob, editing.ErrPart):
+		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob, editing.ErrPart,
+		routes.ErrPart):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
 		return exitUsage
@@ -103,7 +104,8 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
 		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
-		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned):
+		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned,
+		routes.ErrAggregate):
 		return exitInput
 	}
 	return exitFailed
@@ -145,7 +147,7 @@ func usualHint(err error) string {
 		return "ablate to the mean of other texts with --reference or to another prompt with --patch"
 	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"
-	case errors.Is(err, probes.ErrPart), errors.Is(err, editing.ErrPart):
+	case errors.Is(err, probes.ErrPart), errors.Is(err, editing.ErrPart), errors.Is(err, routes.ErrPart):
 		return "repeat the options of the job that was stopped, or delete what it left"
 	case errors.Is(err, probes.ErrMerge):
 		return "triggers show --json says what an index is of"

@@ -47,10 +47,7 @@ func (a *app) routesCommand() *cobra.Command {
 	f.prompt.register(cmd)
 	c := cmd.Flags()
 	c.StringVar(&f.root, "root", "", `nodes to start from, "I11_5,A3_2"; the last position behind the last layer unless given`)
-	c.StringVar(&f.mode, "mode", string(routes.Renormalise), "which parts are edges, see above")
-	c.Float64Var(&f.tau, "tau", routes.DefaultTau, "threshold of shares, at least 0 and less than 1")
-	c.IntVar(&f.k, "top", 5, "edges into each node, with --mode top; neurons of each node, with --neurons")
-	c.Float64Var(&f.mass, "mass", 0.9, "portion that edges into each node make up, with --mode mass")
+	f.registerThreshold(cmd)
 	c.IntVar(&f.tokens, "tokens", 0, "tokens promoted and suppressed to list for each node and edge; 5 in html")
 	c.StringVar(&f.valueBias, "value-bias", "in-terms", "where a bias of values counts: in-terms, separate or left-out")
 	f.contrast.register(cmd, "contrast", "another prompt of as many tokens: draw the edges whose shares differ")
@@ -63,7 +60,18 @@ func (a *app) routesCommand() *cobra.Command {
 	_ = cmd.MarkFlagFilename("weights-out", "safetensors")
 	formats := cobra.FixedCompletions(routesFormats(), cobra.ShellCompDirectiveNoFileComp)
 	_ = cmd.RegisterFlagCompletionFunc("format", formats)
+	cmd.AddCommand(a.aggregateCommand())
 	return cmd
+}
+
+// registerThreshold registers what says which parts become edges.
+func (f *routesFlags) registerThreshold(cmd *cobra.Command) {
+	c := cmd.Flags()
+	c.StringVar(&f.mode, "mode", string(routes.Renormalise), "which parts are edges, see above")
+	c.Float64Var(&f.tau, "tau", routes.DefaultTau, "threshold of shares, at least 0 and less than 1")
+	c.IntVar(&f.k, "top", 5, "edges into each node, with --mode top; neurons of each node, with --neurons")
+	c.Float64Var(&f.mass, "mass", 0.9, "portion that edges into each node make up, with --mode mass")
+	f.valueBias = "in-terms"
 }
 
 func routesModes() string {
@@ -262,18 +270,20 @@ func thresholdText(t routes.Threshold) string {
 
 // printRoutes writes the graph in the format asked for, to standard output or a file.
 func (a *app) printRoutes(cmd *cobra.Command, f *routesFlags, r *routes.RoutesResult) error {
-	write := func(w io.Writer) error {
+	return a.into(cmd, f.out, f.force, func() error { return a.writeRoutes(f, r) })
+}
+
+// into lets a function print to a file instead of standard output; "" is none.
+func (a *app) into(cmd *cobra.Command, path string, replace bool, print func() error) error {
+	if path == "" {
+		return print()
+	}
+	return atomicfile.Write(cmd.Context(), path, func(w io.Writer) error {
 		out := a.stdout
-		if f.out != "" {
-			a.stdout = w
-			defer func() { a.stdout = out }()
-		}
-		return a.writeRoutes(f, r)
-	}
-	if f.out == "" {
-		return write(a.stdout)
-	}
-	return atomicfile.Write(cmd.Context(), f.out, write, atomicfile.Options{Replace: f.force})
+		a.stdout = w
+		defer func() { a.stdout = out }()
+		return print()
+	}, atomicfile.Options{Replace: replace})
 }
 
 func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {

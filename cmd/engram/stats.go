@@ -103,12 +103,7 @@ func loadText(cmd *cobra.Command, m *transformer.Model, path string, window int)
 		return nil, inputError{errors.New("the model has no tokenizer")}
 	}
 	opts := corpus.Options{Length: window, Vocab: m.Config.Vocab, Encode: func(text string, special bool) ([]int, error) {
-		tokens, err := m.Tokenizer.Encode(text, special)
-		ids := make([]int, len(tokens))
-		for i, t := range tokens {
-			ids[i] = t.ID
-		}
-		return ids, err
+		return encode(m, text, special)
 	}}
 	return corpus.Load(cmd.Context(), []string{path}, opts, nil)
 }
