@@ -64,8 +64,13 @@ func (r *RoutesResult) labels(label func(id int) string) map[int]string {
 			out[v.ID] = label(v.ID)
 		}
 	}
-	for _, t := range r.Prompt {
+	for _, t := range slices.Concat(r.Prompt, r.Contrast) {
 		out[t.ID] = label(t.ID)
+	}
+	for i := range r.FFNs {
+		for _, n := range r.FFNs[i].Neurons {
+			add(n.Tokens)
+		}
 	}
 	for i := range r.Nodes {
 		add(r.Nodes[i].Tokens)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,46 @@ func TestPageHoldsWhatTokensHold(t *testing.T) {
 // TestPageInBrowser: in Chromium the page loads without an error, the slider's value changes which edges are drawn as
 // the formula says, and no request leaves.
 func TestPageInBrowser(t *testing.T) {
+	r, data := pageOf(t, strconv.Itoa)
+	log := filepath.Join(t.TempDir(), "net.json")
+	for _, tau := range []float64{0, 0.1, 0.5} {
+		page := browse(t, data, tau, log)
+		want := fmt.Sprintf(`data-edges="%d"`, reachable(r, tau))
+		if !bytes.Contains(page, []byte(want)) {
+			t.Errorf("above %g the page has %s, want %s", tau, regexp.MustCompile(`data-edges="\d*"`).Find(page), want)
+		}
+	}
+	checkNoRequests(t, log)
+}
+
+// TestPageOfAContrast: edges of a contrast are drawn by their size alone, as they need not lead to a root.
+func TestPageOfAContrast(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	with := openParts(t, m, routes.PartsOptions{IDs: []int{1, 300, 407, 261, 378}})
+	parts := openParts(t, m, routes.PartsOptions{IDs: []int{1, 403, 407, 261, 378}})
+	r, err := routes.Routes(t.Context(), m, routes.RoutesOptions{Parts: parts, Contrast: with, Threshold: threshold(routes.Filter, 0.01)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := r.HTML(routes.Page{Label: strconv.Itoa})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 0
+	for _, e := range r.Edges {
+		if math.Abs(e.Weight) > 0.05 {
+			want++
+		}
+	}
+	if page := browse(t, data, 0.05, ""); want == 0 || !bytes.Contains(page, fmt.Appendf(nil, `data-edges="%d"`, want)) {
+		t.Errorf("the page has not %d edges", want)
+	}
+}
+
+// browse gives a page as Chromium has it with the slider at a value; the test is skipped where there is none. log takes
+// what the browser's network stack did, unless it is "".
+func browse(t *testing.T, page []byte, tau float64, log string) []byte {
+	t.Helper()
 	browser := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
 		if path, err := exec.LookPath(name); err == nil {
@@ -62,26 +103,22 @@ func TestPageInBrowser(t *testing.T) {
 	if browser == "" {
 		t.Skip("no Chromium on this machine")
 	}
-	r, data := pageOf(t, strconv.Itoa)
 	path := filepath.Join(t.TempDir(), "routes.html")
-	if err := os.WriteFile(path, data, 0o644); err != nil {
+	if err := os.WriteFile(path, page, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	log := filepath.Join(t.TempDir(), "net.json")
-	for _, tau := range []float64{0, 0.1, 0.5} {
-		cmd := exec.CommandContext(t.Context(), browser, "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+t.TempDir(),
-			"--disable-background-networking", "--disable-component-update", "--no-first-run", "--log-net-log="+log, "--dump-dom",
-			fmt.Sprintf("file://%s#tau=%g", path, tau))
-		page, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("%v: %s", err, page)
-		}
-		want := fmt.Sprintf(`data-edges="%d"`, reachable(r, tau))
-		if !bytes.Contains(page, []byte(want)) {
-			t.Errorf("above %g the page has %s, want %s", tau, regexp.MustCompile(`data-edges="\d*"`).Find(page), want)
-		}
+	args := []string{
+		"--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir=" + t.TempDir(), "--disable-background-networking",
+		"--disable-component-update", "--no-first-run", "--dump-dom", fmt.Sprintf("file://%s#tau=%g", path, tau),
 	}
-	checkNoRequests(t, log)
+	if log != "" {
+		args = append([]string{"--log-net-log=" + log}, args...)
+	}
+	out, err := exec.CommandContext(t.Context(), browser, args...).Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return out
 }
 
 // reachable counts the edges above a weight that lead to the root.

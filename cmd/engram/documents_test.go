@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -163,6 +164,21 @@ func TestPicture(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, path, have, picture.SVG("engram demo", strings.Join(parts, "\n\n")))
+}
+
+// TestRoutesPicture: the picture in the guide is what the command draws, but for widths and shades, whose last digits
+// another processor may change.
+func TestRoutesPicture(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "guide", "routes.svg")
+	have, err := os.ReadFile(path)
+	if err != nil && !*update {
+		t.Fatal(err)
+	}
+	text := output(t, t.TempDir(), `$ engram routes --prompt "The capital of France is" --tau 0.06 --format svg`)
+	fine := regexp.MustCompile(`stroke-width:[0-9.]+|fill:#[0-9A-F]{6}`)
+	if same := fine.ReplaceAllString(string(have), ""); same != fine.ReplaceAllString(text+"\n", "") {
+		check(t, path, have, []byte(text+"\n"))
+	}
 }
 
 // TestGuidesNameNoUnknownCommand: every command that a document mentions in its text exists.

@@ -301,6 +301,9 @@ func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {
 		for _, fact := range a.facts(f.conventions) {
 			facts[fact.Name] = fact.Value
 		}
+		if v := r.Verified; v != nil {
+			facts["faithfulness"] = verdict(v)
+		}
 		page := routes.Page{Title: "engram routes", Command: a.commandLine(), Facts: facts, Label: p.fullToken}
 		data, err := r.HTML(page)
 		if err == nil {

@@ -160,11 +160,16 @@ func writeVerified(p *page, v *routes.VerifyResult) {
 	add(fmt.Sprintf("the graph's %d", v.Edges), v.Graph)
 	add("none", v.Ablated)
 	p.table(t)
-	line := fmt.Sprintf("faithfulness %.2f", v.Faithfulness)
+	p.line("faithfulness " + verdict(v))
+}
+
+// verdict is how faithful a graph is, and random ones.
+func verdict(v *routes.VerifyResult) string {
+	text := fmt.Sprintf("%.2f", v.Faithfulness)
 	if r := v.Random; r != nil {
-		line += fmt.Sprintf("; of %d random graphs %.2f ± %.2f, %d as faithful", r.Count, r.Mean, r.Deviation, r.AtLeast)
+		text += fmt.Sprintf("; of %d random graphs %.2f ± %.2f, %d as faithful", r.Count, r.Mean, r.Deviation, r.AtLeast)
 	}
-	p.line(line)
+	return text
 }
 
 // splitFFNs looks into FFN nodes and files the outcome with the graph.
