@@ -16,6 +16,11 @@ BENCHSTAT   := $(GO) run golang.org/x/perf/cmd/benchstat@v0.0.0-20260112171951-5
 # Trains the demo model's tokenizer.
 BPE := tokenizers==0.23.3
 
+# What some tests and the benchmarks compare with. engram needs none of it; without it those tests say so and skip.
+PEERS    := torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors==0.8.0 numpy==2.4.6
+PEERS_IN ?= $(or $(ENGRAM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/engram)/peers
+WITH_PEERS = export PATH="$(PEERS_IN)/bin:$$PATH";
+
 # The Go backend multiplies eight times faster with Go's experimental vector instructions, which exist on amd64.
 ifeq ($(shell $(GO) env GOARCH),amd64)
 SIMD := GOEXPERIMENT=simd
@@ -29,13 +34,17 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz cover clean
+.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the native parts into the cache folder; done by the others where needed
 	@$(GO) run ./internal/native/install tokenizers xla-cpu
+
+peers: ## install PyTorch, transformers and peft (6 GB) for the tests that compare with them, into the cache folder
+	@test -f "$(PEERS_IN)/ready" || { python3 -m venv "$(PEERS_IN)" && \
+		"$(PEERS_IN)/bin/pip" install -q $(PEERS) && touch "$(PEERS_IN)/ready"; }
 
 build: setup ## build/engram
 	@mkdir -p build
@@ -59,7 +68,7 @@ test: test-all test-race test-nocgo cross ## all tests: both backends, coverage;
 # sees Go code only: the Go backend shows it everything.
 test-all: setup
 	@mkdir -p build
-	@$(NATIVE) $(SIMD) ENGRAM_TEST_BACKENDS=$${ENGRAM_TEST_BACKENDS:-go,xla:cpu} \
+	@$(NATIVE) $(WITH_PEERS) $(SIMD) ENGRAM_TEST_BACKENDS=$${ENGRAM_TEST_BACKENDS:-go,xla:cpu} \
 		$(GO) test -tags "$$tags" -timeout 25m -covermode=set -coverprofile=build/coverage.out -coverpkg=./... ./...
 	@$(GO) tool cover -func=build/coverage.out | tail -1
 
@@ -89,9 +98,9 @@ fmt: ## format all Go files
 notices: ## write THIRD_PARTY_NOTICES.md from the module cache
 	$(GO) run ./internal/notices
 
-bench: build ## beside PyTorch, in turn (needs python3 with torch and transformers); then benchmarks (BENCH=regexp)
-	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./bench
-	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./bench -only loading
+bench: build peers ## beside PyTorch, in turn; then benchmarks (BENCH=regexp)
+	@$(NATIVE) $(WITH_PEERS) $(SIMD) $(GO) run -tags "$$tags" ./bench
+	@$(NATIVE) $(WITH_PEERS) $(SIMD) $(GO) run -tags "$$tags" ./bench -only loading
 	@if [ -f build/bench.txt ]; then mv build/bench.txt build/bench.old.txt; fi
 	@$(NATIVE) $(SIMD) $(GO) test -tags "$$tags" -run '^$$' -bench '$(BENCH)' -benchmem ./... | tee build/bench.txt
 
