@@ -34,10 +34,10 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz cover clean
+.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-editing cover clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the native parts into the cache folder; done by the others where needed
 	@$(GO) run ./internal/native/install tokenizers xla-cpu
@@ -114,6 +114,10 @@ fuzz: setup ## every fuzz target for FUZZTIME (default 10s)
 			$(GO) test -tags "$$tags" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg; \
 		done; \
 	done
+
+proof-editing: setup ## the editors against the reference on all records, and long sequences of edits; about 30 minutes
+	@$(NATIVE) $(SIMD) ENGRAM_PROOF=1 ENGRAM_TEST_BACKENDS=xla:cpu \
+		$(GO) test -tags "$$tags" -timeout 120m -v -run '^TestProof' ./editing
 
 cover: test-all ## coverage by function, and build/coverage.html
 	@$(GO) tool cover -func=build/coverage.out

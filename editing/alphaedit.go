@@ -62,27 +62,32 @@ func AlphaEdit(ctx context.Context, m *transformer.Model, facts []Request, opts 
 	b := &spread{
 		m: m, method: MethodAlphaEdit, settings: settings, layers: opts.Statistics, contexts: opts.Contexts,
 		site: blockSite(m), share: evenly,
-		directions: func(c *Statistics, keys [][]float64) ([][]float64, error) {
-			all := keys[:len(keys):len(keys)]
-			for _, e := range opts.Earlier {
-				for _, f := range e.Facts() {
-					if e.Layer == c.Layer {
-						all = append(all, float64s(f.Key))
-					}
-				}
-			}
-			projected, err := c.unused(all, settings.Threshold, settings.Share)
-			if err != nil {
-				return nil, err
-			}
-			g, err := combine(projected, gram(projected, projected), settings.Lambda)
-			if err != nil {
-				return nil, err
-			}
-			return g[:len(keys)], nil
-		},
+		directions: beside(opts.Earlier, settings),
 	}
 	return b.edit(ctx, facts)
+}
+
+// beside gives G = PA(AᵀPA + ρI)⁻¹, the columns of the keys, with A the keys and those of earlier edits.
+func beside(earlier []*Edit, h Hyperparameters) func(*Statistics, [][]float64) ([][]float64, error) {
+	return func(c *Statistics, keys [][]float64) ([][]float64, error) {
+		all := keys[:len(keys):len(keys)]
+		for _, e := range earlier {
+			for _, f := range e.Facts() {
+				if e.Layer == c.Layer {
+					all = append(all, float64s(f.Key))
+				}
+			}
+		}
+		projected, err := c.unused(all, h.Threshold, h.Share)
+		if err != nil {
+			return nil, err
+		}
+		g, err := combine(projected, gram(projected, projected), h.Lambda)
+		if err != nil {
+			return nil, err
+		}
+		return g[:len(keys)], nil
+	}
 }
 
 // spectrum is the eigenvalues of C, ascending, and its eigenvectors as rows.

@@ -33,6 +33,10 @@ var (
 	Scale    = scale
 	Float64s = float64s
 	Float32s = float32s
+
+	ScoreRecord = scoreRecord
+	Ridged      = ridged
+	Beside      = beside
 )
 
 // Operate makes the surgery's changes of values for a prompt.

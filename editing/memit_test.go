@@ -24,10 +24,7 @@ type referenceBatch struct {
 	} `json:"losses"`
 	Norms      map[string]float64 `json:"delta_w_norm"`
 	Conditions map[string]float64 `json:"condition_of_C"`
-	Post       []map[string][]struct {
-		New float64 `json:"nll_new"`
-		Old float64 `json:"nll_true"`
-	} `json:"post"`
+	Table      map[string]table   `json:"table"`
 }
 
 // factsRecords are CounterFact's records for facts-a.
