@@ -51,13 +51,12 @@ func sameColumns(t *testing.T, what string, got [][]float64, want *mat.Dense) {
 }
 
 // TestDirectionsEqualTheirFormulas: what is computed with matrices of as many rows as there are facts equals the papers'
-// formulas, with matrices of as many as there are memories: (λC + KKᵀ)⁻¹K of MEMIT, C⁻¹K(KᵀC⁻¹K)⁻¹ of EMMET, and
-// [P(KKᵀ + K_pK_pᵀ) + ρI]⁻¹PK of AlphaEdit, whose P leaves out the directions of large eigenvalues, or nothing.
+// formulas, with matrices of as many as there are memories: (λC + KKᵀ)⁻¹K of MEMIT, and C⁻¹K(KᵀC⁻¹K)⁻¹ of EMMET.
 func TestDirectionsEqualTheirFormulas(t *testing.T) {
-	const m, n, old, lambda = 24, 5, 3, 0.7
-	c, keys := randomStatistics(m, 100), randomKeys(n+old, m)
-	k := matrix(keys[:n])
-	got, err := editing.Ridged(lambda)(c, keys[:n])
+	const m, n, lambda = 24, 5, 0.7
+	c, keys := randomStatistics(m, 100), randomKeys(n, m)
+	k := matrix(keys)
+	got, err := editing.Ridged(lambda)(c, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +70,7 @@ func TestDirectionsEqualTheirFormulas(t *testing.T) {
 	}
 	sameColumns(t, "MEMIT", got, &want)
 
-	if got, err = editing.Ridged(0)(c, keys[:n]); err != nil {
+	if got, err = editing.Ridged(0)(c, keys); err != nil {
 		t.Fatal(err)
 	}
 	var recalled mat.Dense
@@ -83,18 +82,24 @@ func TestDirectionsEqualTheirFormulas(t *testing.T) {
 			}
 		}
 	}
+}
 
+// TestDirectionsBesideOldKeys: the same for [P(KKᵀ + K_pK_pᵀ) + ρI]⁻¹PK of AlphaEdit, whose P leaves out the directions
+// of large eigenvalues, or nothing.
+func TestDirectionsBesideOldKeys(t *testing.T) {
+	const m, n, old, lambda = 24, 5, 3, 0.7
+	c, keys := randomStatistics(m, 100), randomKeys(n+old, m)
+	k := matrix(keys[:n])
 	var eigen mat.EigenSym
 	if !eigen.Factorize(moment(c), true) {
 		t.Fatal("no eigenvalues")
 	}
-	var vectors mat.Dense
+	var vectors, one mat.Dense
 	eigen.VectorsTo(&vectors)
 	threshold := eigen.Values(nil)[m-6] - 1e-6
 	p := mat.NewDense(m, m, nil)
 	for i := range m - 6 {
 		v := vectors.ColView(i)
-		var one mat.Dense
 		one.Outer(1, v, v)
 		p.Add(p, &one)
 	}
@@ -103,13 +108,12 @@ func TestDirectionsEqualTheirFormulas(t *testing.T) {
 		earlier[0].Batch = append(earlier[0].Batch, editing.Fact{Key: editing.Float32s(key)})
 	}
 	earlier[1].Key = editing.Float32s(keys[0])
-	past := make([][]float64, old)
-	for i := range past {
-		past[i] = editing.Float64s(earlier[0].Batch[i].Key)
-	}
-	unit := mat.NewDense(m, m, nil)
+	unit, past := mat.NewDense(m, m, nil), make([][]float64, old)
 	for i := range m {
 		unit.Set(i, i, 1)
+	}
+	for i := range past {
+		past[i] = editing.Float64s(earlier[0].Batch[i].Key)
 	}
 	identity := &editing.Statistics{StatisticsInfo: c.StatisticsInfo}
 	for name, x := range map[string]struct {
@@ -124,7 +128,7 @@ func TestDirectionsEqualTheirFormulas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var both, right, want mat.Dense
+		var both, right, want, scaled mat.Dense
 		both.Mul(k, k.T())
 		if x.earlier != nil {
 			var more mat.Dense
@@ -133,7 +137,7 @@ func TestDirectionsEqualTheirFormulas(t *testing.T) {
 		}
 		both.Mul(x.p, &both)
 		scaled.Scale(lambda, unit)
-		both.Add(&both, scaled)
+		both.Add(&both, &scaled)
 		right.Mul(x.p, k)
 		if err := want.Solve(&both, &right); err != nil {
 			t.Fatal(err)

@@ -107,14 +107,14 @@ func (e *Edit) measureNorm(m *transformer.Model) error {
 
 // lowRankNorm is ‖Σ_i left_i ⊗ right_i‖, Frobenius: the square is Σ_ij (left_i·left_j)(right_i·right_j).
 func lowRankNorm(left, right [][]float32) float64 {
-	sum := 0.0
 	l, r := make([][]float64, len(left)), make([][]float64, len(left))
 	for i := range left {
 		l[i], r[i] = float64s(left[i]), float64s(right[i])
-		for j := range i {
-			sum += 2 * dot(l[i], l[j]) * dot(r[i], r[j])
-		}
-		sum += dot(l[i], l[i]) * dot(r[i], r[i])
+	}
+	sum := 0.0
+	byLeft, byRight := gram(l, l), gram(r, r)
+	for i := range byLeft {
+		sum += dot(byLeft[i], byRight[i])
 	}
 	return math.Sqrt(max(0, sum))
 }

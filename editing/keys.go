@@ -70,14 +70,24 @@ func keysOf(
 	return keys, bare, nil
 }
 
-// gram is SᵀS-like: the products a_i·b_j, [len(a)][len(b)].
+// gram is the products a_i·b_j, [len(a)][len(b)].
 func gram(a, b [][]float64) [][]float64 {
-	out := make([][]float64, len(a))
-	for i := range a {
-		out[i] = make([]float64, len(b))
-		for j := range b {
-			out[i][j] = dot(a[i], b[j])
-		}
+	x, y := rowsOf(a), rowsOf(b)
+	out := blas64.General{Rows: len(a), Cols: len(b), Stride: len(b), Data: make([]float64, len(a)*len(b))}
+	blas64.Gemm(blas.NoTrans, blas.Trans, 1, x, y, 0, out)
+	rows := make([][]float64, len(a))
+	for i := range rows {
+		rows[i] = out.Data[i*len(b) : (i+1)*len(b)]
+	}
+	return rows
+}
+
+// rowsOf puts vectors into a matrix, as its rows.
+func rowsOf(vectors [][]float64) blas64.General {
+	n := len(vectors[0])
+	out := blas64.General{Rows: len(vectors), Cols: n, Stride: n, Data: make([]float64, 0, len(vectors)*n)}
+	for _, v := range vectors {
+		out.Data = append(out.Data, v...)
 	}
 	return out
 }
@@ -85,7 +95,7 @@ func gram(a, b [][]float64) [][]float64 {
 // combine gives Σ_j vectors_j · (S + ridge·I)⁻¹_ji for each i, S [n,n] symmetric and positive: the vectors' columns
 // times the inverse.
 func combine(vectors, s [][]float64, ridge float64) ([][]float64, error) {
-	n, size := len(vectors), len(vectors[0])
+	n := len(vectors)
 	a := blas64.Symmetric{N: n, Stride: n, Data: make([]float64, n*n), Uplo: blas.Upper}
 	for i := range n {
 		for j := i; j < n; j++ {
@@ -97,14 +107,11 @@ func combine(vectors, s [][]float64, ridge float64) ([][]float64, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: keys of several facts that are the same; rewrite them one by one", ErrRequest)
 	}
-	b := blas64.General{Rows: n, Cols: size, Stride: size, Data: make([]float64, n*size)}
-	for i, v := range vectors {
-		copy(b.Data[i*size:], v)
-	}
-	lapack64.Potrs(u, b) // symmetric: the rows of b are the vectors
+	b := rowsOf(vectors)
+	lapack64.Potrs(u, b) // the matrix is symmetric: rows will do for columns
 	out := make([][]float64, n)
 	for i := range out {
-		out[i] = b.Data[i*size : (i+1)*size]
+		out[i] = b.Data[i*b.Stride : (i+1)*b.Stride]
 	}
 	return out, nil
 }

@@ -25,8 +25,9 @@ type shape struct {
 }
 
 // PublishedSettings are the settings known for models: ROME's and FT's of Meng et al. (2022), MEMIT's of Meng et al.
-// (2023), EMMET's of Gupta et al. (2024), PMET's of Li et al. (2024), and those that EasyEdit has for Llama-like
-// models, which it edits with identity statistics. For a model that is not here, Tune finds a layer and a clamp.
+// (2023), EMMET's of Gupta et al. (2024), PMET's of Li et al. (2024), AlphaEdit's of Fang et al. (2025), and ROME's
+// that EasyEdit has for Llama-like models, with identity statistics. For a model that is not here, Tune finds a layer
+// and a clamp.
 func PublishedSettings() []Published {
 	rome := []Method{MethodROME, MethodRROME, MethodPROME}
 	span := func(from, to int) (out []int) {
@@ -58,7 +59,6 @@ func PublishedSettings() []Published {
 	add(xl, []Method{MethodMEMIT}, span(13, 17), lambda(20000, 20))
 	add(gptj, []Method{MethodMEMIT}, span(3, 8), lambda(15000, 25))
 	add(xl, []Method{MethodEMMET}, []int{17}, lambda(100, 20))
-	add(gptj, []Method{MethodEMMET}, []int{5}, lambda(0.1, 25))
 	add(gptj, []Method{MethodPMET}, span(3, 8), lambda(6000, 30))
 	add(xl, []Method{MethodFT, MethodFTM}, []int{1}, Hyperparameters{})
 	add(gptj, []Method{MethodFT, MethodFTM}, []int{21}, Hyperparameters{})
@@ -66,17 +66,12 @@ func PublishedSettings() []Published {
 	add(large, []Method{MethodFTL}, []int{0}, bound(1e-3))
 	add(xl, []Method{MethodFTL}, []int{0}, bound(5e-4))
 	add(gptj, []Method{MethodFTL}, []int{0}, bound(5e-5))
-	for _, s := range []shape{
-		{"llama-2-7b", "llama", 32, 4096}, {"mistral-7b", "mistral", 32, 4096}, {"qwen2-7b", "qwen2", 28, 3584},
-	} {
-		easy := Hyperparameters{ValueOptions: ValueOptions{Steps: 25, Decay: 1e-3, Clamp: 4}}
-		add(s, rome, []int{5}, easy)
-		if s.family == "llama" {
-			many := lambda(15000, 25)
-			many.Decay = 1e-3
-			add(s, []Method{MethodMEMIT, MethodAlphaEdit}, span(4, 8), many)
-		}
+	llama := shape{"llama-2-7b, llama-3-8b", "llama", 32, 4096}
+	for _, s := range []shape{llama, {"mistral-7b", "mistral", 32, 4096}, {"qwen2-7b", "qwen2", 28, 3584}} {
+		add(s, rome, []int{5}, Hyperparameters{ValueOptions: ValueOptions{Steps: 25, Decay: 1e-3, Clamp: 4}})
 	}
+	add(llama, []Method{MethodMEMIT}, span(4, 8), lambda(15000, 0))
+	add(llama, []Method{MethodAlphaEdit}, span(4, 8), Hyperparameters{Threshold: 0.02})
 	return out
 }
 
