@@ -160,7 +160,7 @@ func (l *layerParts) ffn(position int) (ffn, bias []float64, err error) {
 
 // attention adds every head and source, and the biases behind them.
 func (l *layerParts) attention(ctx context.Context, all []*Merge, targets *transformer.Tensor) error {
-	w, err := l.Model.HeadWrites(l.run, l.opts.Row, l.layer, l.opts.ValueBias != InTerms)
+	w, err := l.Model.HeadWrites(l.run, l.opts.Row, l.layer, l.opts.ValueBias.values())
 	if err != nil {
 		return err
 	}
@@ -201,16 +201,9 @@ func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, 
 	if l.opts.Compat {
 		return nil
 	}
-	out, err := l.Model.Vector(transformer.SlotO.Bias(), l.layer)
+	bias, err := l.outBias()
 	if err != nil {
 		return err
-	}
-	var norm *frozen
-	switch l.Model.Config.Layout {
-	case transformer.Sandwich, transformer.OutputNorm, transformer.PostNorm:
-		if norm, err = frozenNorm(l.Model, transformer.SlotAttnPostNorm, l.layer); err != nil {
-			return err
-		}
 	}
 	var value []float64
 	if l.opts.ValueBias == Apart {
@@ -220,12 +213,8 @@ func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, 
 	}
 	for i, m := range all {
 		y := float64s(targets.At(i).Data)
-		bias := addTo(make([]float64, len(y)), float64s(out))
-		if norm != nil {
-			bias = addTo(norm.apply(bias, m.scale), float64s(norm.bias))
-		}
 		if !l.opts.OmitBias {
-			m.Bias = l.prox(bias, y)
+			m.Bias = l.prox(bias(m.scale), y)
 		}
 		if value != nil {
 			scaled := make([]float64, len(y))
@@ -238,10 +227,32 @@ func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, 
 	return nil
 }
 
+// outBias gives what the biases behind the heads add where 1 over the statistic of a norm behind attention is scale.
+func (l *layerParts) outBias() (func(scale float64) []float64, error) {
+	out, err := l.Model.Vector(transformer.SlotO.Bias(), l.layer)
+	if err != nil {
+		return nil, err
+	}
+	var norm *frozen
+	switch l.Model.Config.Layout {
+	case transformer.Sandwich, transformer.OutputNorm, transformer.PostNorm:
+		if norm, err = frozenNorm(l.Model, transformer.SlotAttnPostNorm, l.layer); err != nil {
+			return nil, err
+		}
+	}
+	return func(scale float64) []float64 {
+		bias := addTo(make([]float64, l.Model.Config.Width), float64s(out))
+		if norm != nil {
+			bias = addTo(norm.apply(bias, scale), float64s(norm.bias))
+		}
+		return bias
+	}, nil
+}
+
 // valueBias is what the value bias of all heads writes, at a norm's statistic of 1: the difference between the heads'
 // vectors with it and without.
 func (l *layerParts) valueBias(without *transformer.Writes) ([]float64, error) {
-	with, err := l.Model.HeadWrites(l.run, l.opts.Row, l.layer, false)
+	with, err := l.Model.HeadWrites(l.run, l.opts.Row, l.layer, transformer.WholeValues)
 	if err != nil {
 		return nil, err
 	}

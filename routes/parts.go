@@ -20,6 +20,14 @@ const (
 	LeftOut ValueBias = "left-out" // nowhere: the parts do not add up
 )
 
+// values are those that heads move.
+func (b ValueBias) values() transformer.HeadValues {
+	if b == InTerms {
+		return transformer.WholeValues
+	}
+	return transformer.NoValueBias
+}
+
 // PartsOptions say what to decompose and into which parts. Only IDs is needed.
 type PartsOptions struct {
 	IDs []int // one prompt

@@ -185,7 +185,7 @@ func (d *describer) heads(edges []*Edge, l int) error {
 	if len(edges) == 0 {
 		return nil
 	}
-	w, err := d.Model.HeadWrites(d.run, d.opts.Row, l, d.opts.ValueBias != InTerms)
+	w, err := d.Model.HeadWrites(d.run, d.opts.Row, l, d.opts.ValueBias.values())
 	if err != nil {
 		return err
 	}

@@ -154,5 +154,6 @@ func (b *block) backAttention(d *Node, c *cuts, grads nodes) *Node {
 	for i, s := range sites {
 		grads[string(s)] = g[i+1]
 	}
+	grads[string(projection)] = g[0]
 	return b.back(g[0], "qkv")
 }

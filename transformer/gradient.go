@@ -66,7 +66,13 @@ type GradientOptions struct {
 	// Reads, unless nil, are the places whose logits the objective reads, in place of Position at every row: it is
 	// called with the index of the read instead of the row, and Gradients.Values has one number for each.
 	Reads []Read
+	// Inputs keeps what EdgeScores needs: the gradients of the joint q·k·v projection ahead of norms and rotation, of
+	// what FFNs read, and of the last stream.
+	Inputs bool
 }
+
+// projection is where the gradient of the joint q·k·v projection is kept among those of sites.
+const projection Site = "qkv"
 
 // Read is a position of a row, counted from the row's end when negative.
 type Read struct{ Row, Position int }
@@ -137,12 +143,19 @@ func (m *Model) gradient(
 	if err := keep.check(m.Config); err != nil {
 		return nil, err
 	}
+	if opts.Inputs {
+		keep.Sites = append(slices.Clone(keep.Sites), projection, FFNIn)
+	}
 	out := m.newRun(r.IDs, keep, nil, r.f)
 	out.from = r.from
 	g := &Gradients{run: out}
 	v, err := top(g)
 	if err != nil {
 		return nil, err
+	}
+	if opts.Inputs {
+		out.last = v
+		out.own(v)
 	}
 	for l := m.Config.Layers - 1; l >= r.from.Layer && l >= opts.lowest(); l-- {
 		if err := context.Cause(ctx); err != nil {
@@ -160,7 +173,9 @@ func (m *Model) gradient(
 		}
 		v = next
 	}
-	free(v)
+	if !out.owns(v) {
+		free(v)
+	}
 	return g, nil
 }
 

@@ -26,15 +26,25 @@ type Writes struct {
 	owned []*tensors.Tensor // the first one holds the vectors, [rows,d]
 }
 
+// HeadValues says which constants the values that heads move hold. A pattern's rows sum to 1, so that constants do not
+// depend on the source.
+type HeadValues int
+
+// The kinds of values.
+const (
+	WholeValues  HeadValues = iota // as the run has them
+	NoValueBias                    // without the bias of the value projection
+	LinearValues                   // also without what the bias of the norm ahead of attention gives: linear in the stream
+)
+
 // ErrWrites is wrapped by errors about vectors that a run does not have.
 var ErrWrites = errors.New("no vectors")
 
 // HeadWrites are v[j]·W_O[h] for every head h and source j of one row of a run that captured Value, in PostNorm models
 // ResidPre too: row h·T + j, T being Slots. Σ_hj pattern[h,i,j]·Scale[i]·vector[h,j] and the biases behind the heads
 // are what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them
-// when its statistic is 1: centred if it is a LayerNorm, times the gain. With withoutBias set, values are taken without
-// their bias.
-func (m *Model) HeadWrites(r *Run, row, layer int, withoutBias bool) (*Writes, error) {
+// when its statistic is 1: centred if it is a LayerNorm, times the gain.
+func (m *Model) HeadWrites(r *Run, row, layer int, of HeadValues) (*Writes, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.checkWrites(r, row, layer); err != nil {
@@ -56,16 +66,16 @@ func (m *Model) HeadWrites(r *Run, row, layer int, withoutBias bool) (*Writes, e
 			inputs = append(inputs, "x")
 		}
 	}
-	list := m.weights.present(m.Config.writeWeights(layer, withoutBias), layer)
+	list := m.weights.present(m.Config.writeWeights(layer, of), layer)
 	if err := m.weights.load(args, list, layer, false); err != nil {
 		return nil, err
 	}
 	defer m.weights.release(list, layer)
 	outputs := []string{"writes", "scale"}
 	out, err := m.compute(recipe{
-		key:    fmt.Sprint("head writes ", withoutBias, names(list)),
+		key:    fmt.Sprint("head writes ", of, names(list)),
 		inputs: append(inputs, names(list)...), outputs: outputs,
-		build: func(in nodes) nodes { return m.Config.headWritesGraph(in, withoutBias) },
+		build: func(in nodes) nodes { return m.Config.headWritesGraph(in, of) },
 	}, args)
 	if err != nil {
 		return nil, fmt.Errorf("writes of layer %d: %w", layer, err)
@@ -108,7 +118,7 @@ func (c *Config) normsAttention() bool {
 }
 
 // writeWeights are the weights of headWritesGraph.
-func (c *Config) writeWeights(layer int, withoutBias bool) []weight {
+func (c *Config) writeWeights(layer int, of HeadValues) []weight {
 	var all []weight
 	for _, w := range c.layerWeights(layer) {
 		switch w.name {
@@ -119,7 +129,11 @@ func (c *Config) writeWeights(layer int, withoutBias bool) []weight {
 		case string(SlotAttnPostNorm.Gain()):
 			all = append(all, w)
 		case "qkv.bias":
-			if withoutBias {
+			if of != WholeValues {
+				all = append(all, w)
+			}
+		case "qkv", string(SlotAttnNorm.Bias()):
+			if of == LinearValues && c.Norm.Kind == LayerNorm {
 				all = append(all, w)
 			}
 		}
@@ -128,17 +142,22 @@ func (c *Config) writeWeights(layer int, withoutBias bool) []weight {
 }
 
 // headWritesGraph gives the writes [H·S,d] of a row and the scale [S] of its destinations.
-func (c *Config) headWritesGraph(in nodes, withoutBias bool) nodes {
+func (c *Config) headWritesGraph(in nodes, of HeadValues) nodes {
 	a := &c.Attention
 	groups, size := a.Heads/a.KVHeads, a.HeadSize
 	v := Reshape(Gather(in["v"], in["row"]), -1, a.KVHeads, size) // [S,Hk,dh]
 	s := v.Shape().Dim(0)
 	project := Reshape(widen(in["o"]), a.KVHeads, groups, size, c.Width)
 	vectors := v
-	if bias := in["qkv.bias"]; bias != nil && withoutBias {
-		from := (a.Heads + a.KVHeads) * size
-		own := Reshape(Slice(bias, AxisRange(from)), 1, a.KVHeads, size)
-		vectors = Sub(v, BroadcastToShape(own, v.Shape()))
+	from := (a.Heads + a.KVHeads) * size
+	drop := func(constant *Node) {
+		vectors = Sub(vectors, BroadcastToShape(Reshape(constant, 1, a.KVHeads, size), v.Shape()))
+	}
+	if bias := in["qkv.bias"]; bias != nil && of != WholeValues {
+		drop(Slice(bias, AxisRange(from)))
+	}
+	if beta := in[string(SlotAttnNorm.Bias())]; beta != nil && of == LinearValues {
+		drop(matmul(InsertAxes(beta, 0), Slice(in["qkv"], AxisRange(), AxisRange(from))))
 	}
 	writes := Reshape(Einsum("jke,kged->kgjd", vectors, project), a.Heads*s, c.Width)
 	if !c.normsAttention() {
@@ -200,6 +219,39 @@ func (w *Writes) At(rows []int) (*Tensor, error) {
 	}
 	defer free(t)
 	return download(t)
+}
+
+// Dot multiplies every vector with directions [n,d]: [n,Rows].
+func (w *Writes) Dot(directions *Tensor) (*Tensor, error) {
+	w.m.mu.Lock()
+	defer w.m.mu.Unlock()
+	n, d := directions.Shape[0], w.m.Config.Width
+	if w.owned == nil {
+		return nil, fmt.Errorf("%w: they are closed", ErrWrites)
+	}
+	if len(directions.Shape) != 2 || n == 0 || len(directions.Data) != n*d {
+		return nil, fmt.Errorf("%w: directions of shape %v, want [n,%d]", ErrWrites, directions.Shape, d)
+	}
+	padded := make([]float32, roundUp(n)*d)
+	copy(padded, directions.Data)
+	at, err := upload(w.m.backend, padded, roundUp(n), d)
+	if err != nil {
+		return nil, err
+	}
+	defer free(at)
+	out, err := w.m.compute(recipe{
+		key: "products of vectors", inputs: []string{"w", "at"}, outputs: []string{"y"},
+		build: func(in nodes) nodes { return nodes{"y": Einsum("nd,rd->nr", in["at"], in["w"])} },
+	}, values{"w": w.owned[0], "at": at})
+	if err != nil {
+		return nil, err
+	}
+	defer free(out["y"])
+	got, err := download(out["y"])
+	if err != nil {
+		return nil, err
+	}
+	return &Tensor{Shape: []int{n, w.rows}, Data: got.Data[:n*w.rows]}, nil
 }
 
 // Close frees the device memory.

@@ -41,12 +41,12 @@ func TestHeadWritesAddUp(t *testing.T) {
 
 func checkWrites(t *testing.T, m *transformer.Model, r *transformer.Run, row, layer int) {
 	t.Helper()
-	w, err := m.HeadWrites(r, row, layer, false)
+	w, err := m.HeadWrites(r, row, layer, transformer.WholeValues)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	bare, err := m.HeadWrites(r, row, layer, true)
+	bare, err := m.HeadWrites(r, row, layer, transformer.NoValueBias)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,20 +269,22 @@ func TestWritesRefuse(t *testing.T) {
 	closed := run(t, m, g.ids[:1], writeCapture())
 	closed.Close()
 	for what, call := range map[string]func() (*transformer.Writes, error){
-		"no pattern":    func() (*transformer.Writes, error) { return m.HeadWrites(bare, 0, 0, false) },
-		"closed run":    func() (*transformer.Writes, error) { return m.HeadWrites(closed, 0, 0, false) },
-		"other model":   func() (*transformer.Writes, error) { return other.HeadWrites(r, 0, 0, false) },
-		"no run":        func() (*transformer.Writes, error) { return m.HeadWrites(nil, 0, 0, false) },
-		"no such row":   func() (*transformer.Writes, error) { return m.HeadWrites(r, 1, 0, false) },
-		"no such layer": func() (*transformer.Writes, error) { return m.HeadWrites(r, 0, m.Config.Layers, false) },
-		"no vectors":    func() (*transformer.Writes, error) { return m.Vectors(transformer.NewTensor(0, m.Config.Width)) },
-		"other width":   func() (*transformer.Writes, error) { return m.Vectors(transformer.NewTensor(2, 3)) },
+		"no pattern":  func() (*transformer.Writes, error) { return m.HeadWrites(bare, 0, 0, transformer.WholeValues) },
+		"closed run":  func() (*transformer.Writes, error) { return m.HeadWrites(closed, 0, 0, transformer.WholeValues) },
+		"other model": func() (*transformer.Writes, error) { return other.HeadWrites(r, 0, 0, transformer.WholeValues) },
+		"no run":      func() (*transformer.Writes, error) { return m.HeadWrites(nil, 0, 0, transformer.WholeValues) },
+		"no such row": func() (*transformer.Writes, error) { return m.HeadWrites(r, 1, 0, transformer.WholeValues) },
+		"no such layer": func() (*transformer.Writes, error) {
+			return m.HeadWrites(r, 0, m.Config.Layers, transformer.WholeValues)
+		},
+		"no vectors":  func() (*transformer.Writes, error) { return m.Vectors(transformer.NewTensor(0, m.Config.Width)) },
+		"other width": func() (*transformer.Writes, error) { return m.Vectors(transformer.NewTensor(2, 3)) },
 	} {
 		if _, err := call(); !errors.Is(err, transformer.ErrWrites) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	w, err := m.HeadWrites(r, 0, 0, false)
+	w, err := m.HeadWrites(r, 0, 0, transformer.WholeValues)
 	if err != nil {
 		t.Fatal(err)
 	}

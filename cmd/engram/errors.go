@@ -92,7 +92,8 @@ func exitCode(ctx context.Context, err error) int {
 		fs.ErrExist, loader.ErrExists, probes.ErrOtherModel, probes.ErrPart, probes.ErrLensJob, editing.ErrPart,
 		routes.ErrPart):
 		return exitRefused
-	case errors.As(err, &usageError{}) || is(backend.ErrUnknown, routes.ErrThreshold):
+	case errors.As(err, &usageError{}) || is(
+		backend.ErrUnknown, routes.ErrThreshold, routes.ErrMethod, routes.ErrCircuit):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(
@@ -104,8 +105,8 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
 		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
-		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned,
-		routes.ErrAggregate):
+		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned, routes.ErrAggregate,
+		routes.ErrPairs, transformer.ErrEdges):
 		return exitInput
 	}
 	return exitFailed
@@ -144,7 +145,7 @@ func usualHint(err error) string {
 	case errors.Is(err, routes.ErrAligned):
 		return "engram tokens shows how a prompt is split; both need as many"
 	case errors.Is(err, routes.ErrSeparation):
-		return "ablate to the mean of other texts with --reference or to another prompt with --patch"
+		return "take tokens that both sides tell apart; routes --verify has --reference and --patch for other values"
 	case errors.Is(err, probes.ErrOtherModel):
 		return "--model names the model that an index was made from"
 	case errors.Is(err, probes.ErrPart), errors.Is(err, editing.ErrPart), errors.Is(err, routes.ErrPart):
