@@ -7,6 +7,10 @@
 //	FindSubject, Template  which tokens of a prompt are the subject
 //	Trace, AverageTrace    which states carry the answer: noise on the subject, clean states put back
 //	CollectStatistics      the second moment of a layer's keys, against which an edit is measured
+//	Editor, NewEditor      a way to rewrite facts: ROME and its forms, MEMIT, EMMET, AlphaEdit, PMET, FineTune, Surgery
+//	Tune                   the layer and the clamp that serve a model of which nothing is published
+//	Edits                  what was rewritten, as a file; what later edits did to earlier ones
+//	EvaluateCounterFact    what an editor does to facts, their paraphrases and their neighbours
 //
 // Each analysis is one function with an options struct and a result struct, which is what the command prints with
 // --json. Token ranges are half open and, like layers and positions, count from 0. Probabilities are of the softmax

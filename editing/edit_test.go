@@ -135,6 +135,18 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestSingularStatisticsAreTold: fewer keys than memories; the edit says what was added and how C is conditioned.
+func TestSingularStatisticsAreTold(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	c := randomStatistics(m.Config.FFN.Hidden, 10)
+	c.Fingerprint = m.Fingerprint
+	e := rome(t, m, sadTom(), editing.ROMEOptions{Statistics: c, Value: editing.ValueOptions{Steps: 1}})
+	text := strings.Join(e.Warnings, "\n")
+	if !strings.Contains(text, "the statistics are singular") || e.Statistics.Ridge == 0 || e.Statistics.Condition < 1e3 {
+		t.Errorf("%q, ridge %g, condition %g", text, e.Statistics.Ridge, e.Statistics.Condition)
+	}
+}
+
 func TestEditFileRoundTrip(t *testing.T) {
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	opts := editing.ROMEOptions{Statistics: identity(t, m, 1), Value: editing.ValueOptions{Steps: 2}}
