@@ -27,7 +27,8 @@ type AlphaEditOptions struct {
 	Threshold float64
 	Share     float64 // 0 means 0.02
 	// Earlier are the edits in force, whose keys are to recall what they recall; nil means none.
-	Earlier []*Edit
+	Earlier  []*Edit
+	Progress Progress
 }
 
 // Name is AlphaEdit's.
@@ -62,7 +63,7 @@ func AlphaEdit(ctx context.Context, m *transformer.Model, facts []Request, opts 
 	b := &spread{
 		m: m, method: MethodAlphaEdit, settings: settings, layers: opts.Statistics, contexts: opts.Contexts,
 		site: blockSite(m), share: evenly,
-		directions: beside(opts.Earlier, settings),
+		directions: beside(opts.Earlier, settings), progress: opts.Progress,
 	}
 	return b.edit(ctx, facts)
 }

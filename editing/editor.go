@@ -33,6 +33,15 @@ type Hyperparameters struct {
 	New       float64 `json:"new_weight,omitempty"`
 }
 
+// Progress is told how many facts are done; nil means not at all.
+type Progress func(done, total int)
+
+func (p Progress) tell(done, total int) {
+	if p != nil {
+		p(done, total)
+	}
+}
+
 // Settings are what NewEditor makes an editor of. Zeros stand for the method's usual values.
 type Settings struct {
 	Statistics []*Statistics        // of the layers to edit
@@ -40,6 +49,7 @@ type Settings struct {
 	Neurons    []transformer.Neuron // to change, for the surgery of knowledge neurons; nil means that it finds them
 	Contexts   []string             // texts put before the prompt beside the bare one
 	Erase      bool                 // of the surgery: set values to zero
+	Progress   Progress
 	Hyperparameters
 }
 
@@ -60,23 +70,26 @@ func NewEditor(name Method, s Settings) (Editor, error) {
 			return nil, badStatistics("give those of the layer to edit",
 				"%s edits one layer, and there are statistics of %d", name, len(s.Statistics))
 		}
-		return ROMEOptions{Method: name, Statistics: s.Statistics[0], Contexts: s.Contexts, Value: v}, nil
+		return ROMEOptions{
+			Method: name, Statistics: s.Statistics[0], Contexts: s.Contexts, Value: v, Progress: s.Progress,
+		}, nil
 	case MethodMEMIT:
-		return MEMITOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
+		return MEMITOptions{s.Statistics, s.Contexts, v, s.Lambda, s.Progress}, nil
 	case MethodEMMET:
-		return EMMETOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
+		return EMMETOptions{s.Statistics, s.Contexts, v, s.Lambda, s.Progress}, nil
 	case MethodAlphaEdit:
 		return AlphaEditOptions{
 			Statistics: s.Statistics, Contexts: s.Contexts, Value: v, Lambda: s.Lambda, Threshold: s.Threshold, Share: s.Share,
+			Progress: s.Progress,
 		}, nil
 	case MethodFT, MethodFTL, MethodFTM:
 		return FineTuneOptions{Method: name, Layers: s.Layers, Value: v, Bound: s.Bound}, nil
 	case MethodKN:
 		return SurgeryOptions{
-			Neurons: s.Neurons, Contexts: s.Contexts, Old: s.Old, New: s.New, Erase: s.Erase,
+			Neurons: s.Neurons, Contexts: s.Contexts, Old: s.Old, New: s.New, Erase: s.Erase, Progress: s.Progress,
 		}, nil
 	case MethodPMET:
-		return PMETOptions{s.Statistics, s.Contexts, v, s.Lambda}, nil
+		return PMETOptions{s.Statistics, s.Contexts, v, s.Lambda, s.Progress}, nil
 	}
 	return nil, fmt.Errorf("%w: no method %q", ErrRequest, name)
 }
@@ -84,7 +97,7 @@ func NewEditor(name Method, s Settings) (Editor, error) {
 // oneByOne makes edits on top of each other.
 func oneByOne(
 	ctx context.Context, m *transformer.Model, facts []Request,
-	edit func(Request) (*Edit, error),
+	progress Progress, edit func(Request) (*Edit, error),
 ) (out []*Edit, err error) {
 	in := m.Deltas()
 	defer func() {
@@ -105,6 +118,7 @@ func oneByOne(
 			return nil, err
 		}
 		out = append(out, e)
+		progress.tell(i+1, len(facts))
 		if i+1 == len(facts) {
 			break
 		}

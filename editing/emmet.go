@@ -16,7 +16,8 @@ type EMMETOptions struct {
 	Value      ValueOptions // zeros: as MEMIT's
 	// Lambda is what is added to the diagonal of KᵀC⁻¹K for several facts, ε times the factor of C in the paper's code;
 	// 0 means 0.1, negative none. One fact needs none.
-	Lambda float64
+	Lambda   float64
+	Progress Progress
 }
 
 // Name is EMMET's.
@@ -42,7 +43,7 @@ func EMMET(ctx context.Context, m *transformer.Model, facts []Request, opts EMME
 	}
 	b := &spread{
 		m: m, method: MethodEMMET, settings: settings, layers: opts.Statistics, contexts: opts.Contexts,
-		site: blockSite(m), share: evenly, directions: ridged(settings.Lambda),
+		site: blockSite(m), share: evenly, directions: ridged(settings.Lambda), progress: opts.Progress,
 	}
 	return b.edit(ctx, facts)
 }

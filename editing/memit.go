@@ -15,7 +15,8 @@ type MEMITOptions struct {
 	Contexts   []string      // texts put before the prompt, "context. prompt", beside the bare one; nil means none
 	Value      ValueOptions  // zeros: as ROME's, but for Clamp, 0.75
 	// Lambda is the weight of what the layers hold already, as a number of tokens; 0 means 15000.
-	Lambda float64
+	Lambda   float64
+	Progress Progress
 }
 
 // memitValues are the usual values of MEMIT, for GPT-2 XL.
@@ -54,7 +55,7 @@ func MEMIT(ctx context.Context, m *transformer.Model, facts []Request, opts MEMI
 	settings := Hyperparameters{ValueOptions: opts.Value.or(memitValues()), Lambda: orElse(opts.Lambda, 15000)}
 	b := &spread{
 		m: m, method: MethodMEMIT, settings: settings, layers: opts.Statistics, contexts: opts.Contexts,
-		site: blockSite(m), share: evenly, directions: ridged(settings.Lambda),
+		site: blockSite(m), share: evenly, directions: ridged(settings.Lambda), progress: opts.Progress,
 	}
 	return b.edit(ctx, facts)
 }

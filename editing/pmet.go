@@ -15,6 +15,7 @@ type PMETOptions struct {
 	Contexts   []string
 	Value      ValueOptions // zeros: as MEMIT's, but for Steps 30, Rate 0.2 and KL 1
 	Lambda     float64      // as MEMIT's; 0 means 6000
+	Progress   Progress
 }
 
 // pmetValues are the usual values of PMET, for GPT-J.
@@ -44,7 +45,8 @@ func PMET(ctx context.Context, m *transformer.Model, facts []Request, opts PMETO
 	settings := Hyperparameters{ValueOptions: opts.Value.or(pmetValues()), Lambda: orElse(opts.Lambda, 6000)}
 	b := &spread{
 		m: m, method: MethodPMET, settings: settings, layers: opts.Statistics, contexts: opts.Contexts,
-		site: transformer.DownOut, share: rootShare, directions: ridged(settings.Lambda), settled: true,
+		site: transformer.DownOut, share: rootShare, directions: ridged(settings.Lambda),
+		progress: opts.Progress, settled: true,
 	}
 	return b.edit(ctx, facts)
 }

@@ -23,6 +23,7 @@ type ROMEOptions struct {
 	Statistics *Statistics // second moment of the keys of the layer to edit; Identity(m, layer) does without
 	Contexts   []string    // texts put before the prompt, "context. prompt", beside the bare one; nil means none
 	Value      ValueOptions
+	Progress   Progress
 }
 
 // Name is the method's.
@@ -37,7 +38,7 @@ func (o ROMEOptions) Name() Method {
 func (o ROMEOptions) Edit(
 	ctx context.Context, m *transformer.Model, facts []Request, earlier []*Edit,
 ) ([]*Edit, error) {
-	edits, err := oneByOne(ctx, m, facts, func(r Request) (*Edit, error) { return ROME(ctx, m, r, o) })
+	edits, err := oneByOne(ctx, m, facts, o.Progress, func(r Request) (*Edit, error) { return ROME(ctx, m, r, o) })
 	compare(edits, earlier)
 	return edits, err
 }

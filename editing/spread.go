@@ -23,7 +23,8 @@ type spread struct {
 	// directions gives G, [facts][m], for the keys of a layer: ΔW = Σ_i residual_i ⊗ G_i.
 	directions func(c *Statistics, keys [][]float64) ([][]float64, error)
 	// share is what a layer takes of what is left, with so many layers to go.
-	share func(remaining int) float64
+	share    func(remaining int) float64
+	progress Progress
 	// settled is PMET's way to search: what attention adds is searched too, by its rule of ending.
 	settled bool
 }
@@ -139,6 +140,7 @@ func (b *spread) targets(
 		f.stopped = s.stopped
 		targets = append(targets, at.value())
 		f.Value = float32s(at.value())
+		b.progress.tell(i+1, len(list))
 	}
 	return facts, list, targets, nil
 }

@@ -22,6 +22,7 @@ type SurgeryOptions struct {
 	Old      float64 // λ₁, of the answer that goes; 0 means 1, negative none
 	New      float64 // λ₂, of the target; 0 means 8, negative none
 	Erase    bool    // set the values to zero instead
+	Progress Progress
 }
 
 // Name is the surgery's.
@@ -49,6 +50,7 @@ func (o SurgeryOptions) Edit(
 		if err := m.SetDeltas(now); err != nil {
 			return nil, err
 		}
+		o.Progress.tell(i+1, len(facts))
 	}
 	compare(out, earlier)
 	return out, nil

@@ -157,11 +157,15 @@ func (a *app) runEdit(cmd *cobra.Command, f *requestFlags, e *editorFlags) error
 	if err != nil {
 		return err
 	}
+	line := a.progress()
+	defer line.Clear()
+	e.progress = func(done, total int) { line.Printf("fact %d of %d", done, total) }
 	editor, err := e.editor(ctx, m)
 	if err != nil {
 		return err
 	}
 	made, err := editor.Edit(ctx, m, requests, a.edits)
+	line.Clear()
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ type editorFlags struct {
 	neurons  string
 	seed     uint64
 	erase    bool
+	progress editing.Progress // nil, or told of facts
 	numbers  editing.Hyperparameters
 }
 
@@ -138,6 +139,7 @@ func (f *editorFlags) editor(ctx context.Context, m *transformer.Model) (editing
 	if s.Contexts, err = f.texts(ctx, m); err != nil {
 		return nil, err
 	}
+	s.Progress = f.progress
 	return editing.NewEditor(f.name(), s)
 }
 
