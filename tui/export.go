@@ -29,6 +29,7 @@ type Export struct {
 	Table       *plot.Table
 	Picture     plot.Picture // nil where the screen is its own picture
 	Command     []string     // words behind "engram", without model, prompt and interventions
+	Bare        bool         // the command takes neither prompt nor interventions
 }
 
 // reproduce is the command line that makes what is shown again.
@@ -37,6 +38,9 @@ func (a *App) reproduce(x *Export) string {
 	s := &a.state
 	if name := a.opts.Model; name != "" && name != "demo" {
 		words = append(words, "--model", name)
+	}
+	if x.Bare {
+		return joinWords(words)
 	}
 	if s.Prompt != "" {
 		words = append(words, "--prompt", s.Prompt)
@@ -54,6 +58,10 @@ func (a *App) reproduce(x *Export) string {
 			words = append(words, "--edit", "FILE") // an edit that has not been saved
 		}
 	}
+	return joinWords(words)
+}
+
+func joinWords(words []string) string {
 	for i, w := range words {
 		words[i] = display.ShellWord(w)
 	}

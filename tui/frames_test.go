@@ -8,11 +8,6 @@ import (
 	"github.com/muesli/termenv"
 )
 
-// answers are the result structs of the frames: every number in them is made up, so that frames are the same everywhere.
-func answers() map[string]any {
-	return map[string]any{"predict": predicted()}
-}
-
 // framePrompt is the prompt of the frames.
 const framePrompt = "The Eiffel Tower is in"
 
@@ -51,4 +46,15 @@ func TestColours(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestPageFrame is the page of a memory, in text and in colour.
+func TestPageFrame(t *testing.T) {
+	d := withFakes(100, 36, framePrompt, answers())
+	d.run(d.app.Run("label L1N15 French places"))
+	d.run(d.app.Run("memory L1N15"))
+	d.keys("]", "]")
+	t.Run("text", func(t *testing.T) { requireFrame(t, d) })
+	d.app.theme = newTheme(termenv.TrueColor, true)
+	t.Run("colour", func(t *testing.T) { golden.RequireEqual(t, []byte(d.app.View()+"\n")) })
 }

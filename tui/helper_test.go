@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,31 @@ func quietApp(opts Options) *App {
 	return a
 }
 
+// demos are the demo model on every backend: programs are compiled once for all tests. Tests put its weights back.
+type demos struct {
+	mu   sync.Mutex
+	open map[compute.Backend]*transformer.Model
+}
+
+var shared demos
+
+func (s *demos) model(ctx context.Context, be compute.Backend) (*transformer.Model, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.open[be]; m != nil {
+		return m, m.SetDeltas(nil)
+	}
+	m, err := loader.Open(context.WithoutCancel(ctx), "demo", loader.Options{Backend: be})
+	if err != nil {
+		return nil, err
+	}
+	if s.open == nil {
+		s.open = map[compute.Backend]*transformer.Model{}
+	}
+	s.open[be] = m
+	return m, nil
+}
+
 // onDemo runs a test with a browser on the demo model, without a terminal, on every backend.
 func onDemo(t *testing.T, w, h int, opts Options, test func(t *testing.T, d *driver)) {
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
@@ -37,11 +63,14 @@ func onDemo(t *testing.T, w, h int, opts Options, test func(t *testing.T, d *dri
 			opts.Prompt = eiffel
 		}
 		opts.Open = func(ctx context.Context, name string, _ func(string)) (*Opened, error) {
-			m, err := loader.Open(ctx, name, loader.Options{Backend: be})
+			m, err := shared.model(ctx, be)
 			if err != nil {
 				return nil, err
 			}
-			return &Opened{Model: m, Backend: "test", Close: m.Close}, nil
+			if name != "demo" {
+				return nil, loader.ErrNoModel
+			}
+			return &Opened{Model: m, Backend: "test"}, nil
 		}
 		a := quietApp(opts)
 		t.Cleanup(func() {

@@ -2,5 +2,5 @@ package tui
 
 // newScreens are the tabs in their order.
 func newScreens(a *App) []Screen {
-	return []Screen{newPromptScreen(a)}
+	return []Screen{newPromptScreen(a), newLensScreen(a), newMemoriesScreen(a), newModelScreen(a)}
 }

@@ -32,11 +32,14 @@ type Table struct {
 	sortBy int // column; −1 means as the rows are
 	down   bool
 	keep   func(row int) bool // nil keeps all
+	want   int                // row that gets the cursor when the table is arranged; −1 means the first one shown
+
+	After func() tea.Cmd // when the table has been arranged; may be nil
 }
 
 // newTable makes a table without rows.
 func newTable(name string, cell func(row, column int) string, list ...Column) *Table {
-	return &Table{Name: name, Cell: cell, Columns: list, sortBy: -1}
+	return &Table{Name: name, Cell: cell, Columns: list, sortBy: -1, want: -1}
 }
 
 // SetRows says how many rows there are; order and filter are as before once Arrange has run.
@@ -86,10 +89,11 @@ func (t *Table) Seek(row int) {
 	}
 }
 
-// visible are the rows that were drawn last.
-func (t *Table) visible() []int {
+// around are the rows near the cursor, those that can be seen among them.
+func (t *Table) around() []int {
+	const near = 64
 	var out []int
-	for p := t.top; p < min(t.Len(), t.top+max(1, t.room)); p++ {
+	for p := max(0, t.cursor-near); p < min(t.Len(), t.cursor+near); p++ {
 		out = append(out, t.row(p))
 	}
 	return out
@@ -118,7 +122,7 @@ func (t *Table) Keep(a *App, keep func(row int) bool) tea.Cmd {
 	return t.Arrange(a)
 }
 
-// Arrange sorts and filters in a job. The cursor goes to the first row.
+// Arrange sorts and filters in a job. The cursor goes to the wanted row, or to the first.
 func (t *Table) Arrange(a *App) tea.Cmd {
 	n, keep, down := t.n, t.keep, t.down
 	var by func(int) float64
@@ -131,8 +135,16 @@ func (t *Table) Arrange(a *App) tea.Cmd {
 			return arranged(n, keep, by, down), nil
 		},
 		done: func(order []int32, err error) tea.Cmd {
-			if err == nil && n == t.n {
-				t.order, t.cursor, t.top = order, 0, 0
+			if err != nil || n != t.n {
+				return nil
+			}
+			t.order, t.cursor, t.top = order, 0, 0
+			if t.want >= 0 {
+				t.Seek(t.want)
+				t.want = -1
+			}
+			if t.After != nil {
+				return t.After()
 			}
 			return nil
 		},

@@ -61,7 +61,7 @@ func TestTableKeepsTheCursorInView(t *testing.T) {
 				}
 			}
 		}
-		if marked != 1 || len(lines) != 20 || !slices.Contains(tab.visible(), tab.Row()) {
+		if marked != 1 || len(lines) != 20 || !slices.Contains(tab.around(), tab.Row()) {
 			t.Errorf("after %d: %d marks in %d lines", by, marked, len(lines))
 		}
 	}

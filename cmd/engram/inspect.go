@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"github.com/engram-go/engram/internal/numfmt"
 	"github.com/engram-go/engram/internal/result"
 	"github.com/engram-go/engram/loader"
-	"github.com/engram-go/engram/transformer"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -54,73 +52,12 @@ func (a *app) printInfo(info *loader.Info, all, full bool) error {
 
 func writeInfo(p *page, info *loader.Info, all bool) {
 	t := &table{header: []string{"", ""}}
-	c := info.Config
-	t.add("model", safe(info.Name))
-	t.add("family", safe(info.Family)+", "+describe(c))
-	t.add("parameters", numfmt.Count(info.Parameters)+" in "+info.DType+tied(info.Tied))
-	t.add("layers", strconv.Itoa(c.Layers))
-	t.add("width", strconv.Itoa(c.Width))
-	t.add("heads", heads(&c.Attention))
-	t.add("memories", memories(c))
-	t.add("vocabulary", numfmt.Count(int64(c.Vocab)))
-	t.add("context", numfmt.Count(int64(c.Context)))
-	for _, f := range info.Files {
-		t.add("file", fmt.Sprintf("%s, %s, %d tensors", safe(f.Name), numfmt.Bytes(f.Bytes), f.Tensors))
-	}
-	t.add("fingerprint", info.Fingerprint)
-	for _, w := range info.Warnings {
-		t.add("note", oneLine(w))
+	for _, f := range info.Facts() {
+		t.add(f.Name, oneLine(f.Value))
 	}
 	p.table(t)
 	p.printf("\n")
 	p.table(tensorTable(info, all))
-}
-
-func tied(is bool) string {
-	if is {
-		return ", unembedding tied to the embedding"
-	}
-	return ""
-}
-
-func heads(a *transformer.Attention) string {
-	text := fmt.Sprintf("%d of size %d", a.Heads, a.HeadSize)
-	if a.KVHeads != a.Heads {
-		text += fmt.Sprintf(", %d for keys and values", a.KVHeads)
-	}
-	return text
-}
-
-func memories(c *transformer.Config) string {
-	total := int64(0)
-	for l := range c.Layers {
-		total += int64(c.Memories(l))
-	}
-	text := fmt.Sprintf("%s in each layer, %s in all", numfmt.Count(int64(c.Memories(c.Layers-1))), numfmt.Count(total))
-	if c.FFN.Kind == transformer.ExpertFFN {
-		size := numfmt.Count(int64(c.FFN.ExpertHidden))
-		text += fmt.Sprintf("; %d experts of %s, %d at a time", c.FFN.Experts, size, c.FFN.TopK)
-	}
-	return text
-}
-
-// describe says in a few words what is particular about an architecture.
-func describe(c *transformer.Config) string {
-	norm := "LayerNorm"
-	if c.Norm.Kind == transformer.RMSNorm {
-		norm = "RMSNorm"
-	}
-	layout := []string{
-		"sequential", "parallel", "parallel", "sandwich norms", "norms behind sublayers", "post-norm",
-	}[c.Layout]
-	ffn := []string{"plain FFN", "gated FFN", "experts"}[c.FFN.Kind]
-	activation := []string{"GELU", "GELU (tanh)", "ReLU", "SiLU"}[c.FFN.Activation]
-	position := []string{"no positions", "learned positions", "rotary positions", "ALiBi"}[c.Position]
-	kind := "decoder"
-	if c.Encoder {
-		kind = "encoder"
-	}
-	return strings.Join([]string{kind, layout, norm, ffn + " with " + activation, position}, ", ")
 }
 
 // tensorTable lists the tensors, those of layers folded into one line where they are alike.
