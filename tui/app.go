@@ -174,7 +174,7 @@ func (a *App) update(msg tea.Msg) tea.Cmd {
 		a.width, a.height = msg.Width, msg.Height
 		return nil
 	case tea.KeyMsg:
-		return a.key(msg)
+		return a.typed(msg)
 	case tea.MouseMsg:
 		return a.click(msg)
 	case jobDone:
@@ -184,6 +184,32 @@ func (a *App) update(msg tea.Msg) tea.Cmd {
 		return nil
 	}
 	return a.screens[a.shown].Update(msg)
+}
+
+// typed takes what came from the keyboard at once: keys that were pressed quickly come together, and are taken one by
+// one. What is pasted outside a text entry becomes the prompt that is being written.
+func (a *App) typed(msg tea.KeyMsg) tea.Cmd {
+	switch {
+	case msg.Paste && a.entry == nil:
+		text := string(msg.Runes)
+		if !a.state.ready() {
+			return nil
+		}
+		return a.Ask(Question{
+			Label: "prompt ", Text: text, Earlier: a.prompts, Prompt: true,
+			Done: func(text string) tea.Cmd { return a.SetPrompt(text) },
+		})
+	case msg.Alt && a.entry == nil: // Esc, and a key right behind it
+		msg.Alt = false
+		return tea.Batch(a.key(tea.KeyMsg{Type: tea.KeyEsc}), a.typed(msg))
+	case msg.Type == tea.KeyRunes && len(msg.Runes) > 1 && !msg.Paste && !msg.Alt:
+		var cmds []tea.Cmd
+		for _, r := range msg.Runes {
+			cmds = append(cmds, a.key(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune{r}}))
+		}
+		return tea.Batch(cmds...)
+	}
+	return a.key(msg)
 }
 
 // key goes to the text entry, to an overlay, to the screen, and to the keys of all screens, in this order.
@@ -233,16 +259,19 @@ func (a *App) back() tea.Cmd {
 	if a.screens[a.shown].Back() {
 		return a.refresh()
 	}
-	stopped := false
+	var stopped []string
 	for _, j := range slices.Clone(a.jobs.list) {
 		if j.title != "" && j.slot != "open" && j.slot != "edits" {
 			a.stop(j.slot)
-			a.Say("stopped: %s", j.title)
 			a.note("%s: stopped", j.title)
-			stopped = true
+			stopped = append(stopped, j.title)
 		}
 	}
-	if stopped || len(a.history) == 0 {
+	if len(stopped) > 0 {
+		a.Say("stopped: %s", strings.Join(stopped, ", "))
+		return nil
+	}
+	if len(a.history) == 0 {
 		return nil
 	}
 	a.shown = a.history[len(a.history)-1]

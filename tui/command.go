@@ -28,7 +28,7 @@ func ownCommands() []command {
 		{"screen", "screen NAME", "show a screen"},
 		{"clear", "clear", "take all interventions back"},
 		{"undo", "undo", "take the last change back"},
-		{"open", "open FILE", "have an index, a lens or statistics at hand"},
+		{"open", "open FILE", "have an index, a lens or statistics at hand; edits go onto the stack"},
 		{"model", "model NAME", "open another model"},
 		{"export", "export FILE", "write what is shown: .json .csv .svg .png .html"},
 		{"session", "session FILE", "write the session as a script"},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -52,6 +53,9 @@ func (a *App) reproduce(x *Export) string {
 		words = append(words, "--change", line)
 	}
 	for _, e := range s.Edits {
+		if e.On && e.File != "" && slices.Contains(words, e.File) {
+			continue // a file with several edits
+		}
 		if e.On && e.File != "" {
 			words = append(words, "--edit", e.File)
 		} else if e.On {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	tea "github.com/charmbracelet/bubbletea"
 
@@ -23,6 +24,7 @@ type atHand struct {
 	triggers   *probes.TriggerIndex
 	lens       *probes.Translators
 	statistics *editing.Statistics
+	edits      *editing.Edits // go onto the stack
 }
 
 // openFile reads a file of any kind in a job.
@@ -37,6 +39,13 @@ func (a *App) openFile(path string) tea.Cmd {
 		done: func(f atHand, err error) tea.Cmd {
 			if err != nil {
 				return nil
+			}
+			if f.edits != nil {
+				list := slices.Clone(a.state.Edits)
+				for _, e := range f.edits.List {
+					list = append(list, StackedEdit{Edit: e, On: true, File: path})
+				}
+				return a.SetEdits("edits of "+filepath.Base(path), list)
 			}
 			a.files = append(a.files, f)
 			a.Say("%s: %s", filepath.Base(path), f.about)
@@ -86,8 +95,13 @@ func readAtHand(path string, m *transformer.Model) (atHand, error) {
 		}
 		f.about = fmt.Sprintf("keys of layer %d over %d tokens", f.statistics.Layer, f.statistics.Count)
 		err = f.statistics.Check(m, f.statistics.Layer)
+	case "engram.edit":
+		f.kind = "edits"
+		if f.edits, err = editing.LoadEdits(path); err == nil {
+			err = f.edits.Check(m)
+		}
 	default:
-		err = fmt.Errorf("%s: schema %q is no index, lens or statistics", filepath.Base(path), oneLine(schema))
+		err = fmt.Errorf("%s: schema %q is no index, lens, statistics or edit", filepath.Base(path), oneLine(schema))
 	}
 	return f, err
 }

@@ -2,6 +2,7 @@ package tui
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"strings"
 	"sync"
@@ -159,6 +160,9 @@ func (d *driver) frame() string { return ansi.Strip(d.app.View()) }
 func requireFrame(t *testing.T, d *driver) {
 	t.Helper()
 	checkFrame(t, d)
+	if strings.Contains(d.frame(), "error: ") {
+		t.Error("the frame has an error")
+	}
 	golden.RequireEqual(t, []byte(d.frame()+"\n"))
 }
 
@@ -190,4 +194,10 @@ func contains(t *testing.T, d *driver, texts ...string) {
 			t.Fatalf("the frame does not show %q:\n%s", text, d.frame())
 		}
 	}
+}
+
+// updating reports whether golden files are written anew; the flag is that of package golden.
+func updating() bool {
+	f := flag.Lookup("update")
+	return f != nil && f.Value.String() == "true"
 }

@@ -88,6 +88,7 @@ func (a *App) globalKeys() []Binding {
 		bind("copy", a.copy, "y"),
 		bind("undo the last change of interventions or edits", a.Undo, "u"),
 		bind("back: close, stop what is running, or the screen before", a.back, "esc"),
+		bind("run the analyses of the screen again", a.changed, "R"),
 		bind("other theme, dark or light", a.switchTheme, "T"),
 		bind("mouse on or off", a.switchMouse, "M"),
 		bind("redraw", func() tea.Cmd { return tea.ClearScreen }, "ctrl+l"),

@@ -73,12 +73,19 @@ func sides(width int, s Style, left string, r Style, right string) string {
 
 // columns is the width of text in the terminal.
 func columns(text string) int {
-	for i := range len(text) {
-		if text[i] < ' ' || text[i] > '~' {
+	n := 0
+	for _, r := range text {
+		if !narrow(r) {
 			return ansi.StringWidth(text)
 		}
+		n++
 	}
-	return len(text)
+	return n
+}
+
+// narrow reports whether a rune is one of the many that always take one column and join with nothing.
+func narrow(r rune) bool {
+	return r >= ' ' && r <= '~' || r == '·' || r == '…' || r >= 0x2500 && r <= 0x259f
 }
 
 // cut shortens text to some columns, with an ellipsis where something is left out.

@@ -267,6 +267,7 @@ func (s *memoriesScreen) Render(w, h int) []string {
 	if s.ranking == nil {
 		return nil
 	}
+	s.table.Columns[5].Hide = s.a.file(func(f *atHand) bool { return f.triggers != nil }) == nil
 	out := s.table.Render(s.a.theme, w, h-1)
 	return append(fit(out, h-1), s.a.theme.Faint.text(cut(s.summary(), w)))
 }
@@ -282,7 +283,7 @@ func (s *memoriesScreen) summary() string {
 	if s.filter != "" {
 		text += " · filter " + s.filter
 	}
-	if s.a.file(func(f *atHand) bool { return f.triggers != nil }) == nil {
+	if s.table.Columns[5].Hide {
 		text += " · no trigger index at hand (:open FILE)"
 	}
 	return text

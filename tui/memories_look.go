@@ -61,11 +61,11 @@ func (s *memoriesScreen) look() tea.Cmd {
 			if err != nil {
 				return nil
 			}
-			for i, n := range missing[:len(l.values)] {
+			for i, n := range missing[:min(len(missing), len(l.values))] {
 				s.promoted[signed{n, false}] = l.values[i].Projections[0].Top
 				s.promoted[signed{n, true}] = l.values[i].Projections[0].Bottom
 			}
-			for i, n := range missing[:len(l.sheets)] {
+			for i, n := range missing[:min(len(missing), len(l.sheets))] {
 				s.triggers[n] = &l.sheets[i]
 			}
 			return nil

@@ -14,6 +14,7 @@ type Column struct {
 	Title string
 	Width int  // columns; 0 takes what is left
 	Right bool // numbers
+	Hide  bool // not drawn for now
 	// Key orders rows; nil means that the table cannot be sorted by the column. It is called from another goroutine.
 	Key func(row int) float64
 }
@@ -196,6 +197,9 @@ func (t *Table) widths(w int) []int {
 	out := make([]int, len(t.Columns))
 	left, open := w-2, 0
 	for i, c := range t.Columns {
+		if c.Hide {
+			continue
+		}
 		out[i] = c.Width
 		left -= c.Width + 1
 		if c.Width == 0 {
@@ -203,7 +207,7 @@ func (t *Table) widths(w int) []int {
 		}
 	}
 	for i, c := range t.Columns {
-		if c.Width == 0 {
+		if c.Width == 0 && !c.Hide {
 			out[i] = max(4, left/open)
 		}
 	}
@@ -223,6 +227,9 @@ func (t *Table) Render(th *Theme, w, h int) []string {
 	widths := t.widths(w)
 	head := newLine(w).add("  ")
 	for i, c := range t.Columns {
+		if c.Hide {
+			continue
+		}
 		title := c.Title
 		if i == t.sortBy && t.down {
 			title += "▼"
@@ -241,6 +248,9 @@ func (t *Table) Render(th *Theme, w, h int) []string {
 		l.add(mark)
 		row := t.row(place)
 		for i, c := range t.Columns {
+			if c.Hide {
+				continue
+			}
 			l.cell(Style{}, t.Cell(row, i), widths[i], c.Right).add(" ")
 		}
 		if place == t.cursor {
@@ -256,11 +266,13 @@ func (t *Table) Render(th *Theme, w, h int) []string {
 func (t *Table) plain(n int) string {
 	var b strings.Builder
 	for place := range min(n, t.Len()) {
-		for i := range t.Columns {
-			if i > 0 {
-				b.WriteString("  ")
+		for i, c := range t.Columns {
+			if text := t.Cell(t.row(place), i); text != "" && !c.Hide {
+				if i > 0 {
+					b.WriteString("  ")
+				}
+				b.WriteString(strings.TrimSpace(c.Title + " " + text))
 			}
-			b.WriteString(strings.TrimSpace(t.Columns[i].Title + " " + t.Cell(t.row(place), i)))
 		}
 		b.WriteString("\n")
 	}
