@@ -1,11 +1,17 @@
 package tui
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/charmbracelet/x/exp/golden"
 	"github.com/muesli/termenv"
+
+	"github.com/engram-go/engram/internal/picture"
 )
 
 // framePrompt is the prompt of the frames.
@@ -57,4 +63,29 @@ func TestPageFrame(t *testing.T) {
 	t.Run("text", func(t *testing.T) { requireFrame(t, d) })
 	d.app.theme = newTheme(termenv.TrueColor, true)
 	t.Run("colour", func(t *testing.T) { golden.RequireEqual(t, []byte(d.app.View()+"\n")) })
+}
+
+// TestPictures: the pictures of the guide are the golden frames in true colour.
+func TestPictures(t *testing.T) {
+	list := map[string]string{"memory": filepath.Join("TestPageFrame", "colour.golden")}
+	for _, s := range New(Options{}).screens {
+		list[s.Name()] = filepath.Join("TestColours", s.Name()+"-true.golden")
+	}
+	for name, file := range list {
+		frame, err := os.ReadFile(filepath.Join("testdata", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join("..", "docs", "guide", "browser-"+name+".svg")
+		want := picture.Frame("engram tui: "+name, strings.ReplaceAll(string(frame), "\r\n", "\n"))
+		if updating() {
+			if err := os.WriteFile(path, want, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		have, err := os.ReadFile(path)
+		if err != nil || !bytes.Equal(bytes.ReplaceAll(have, []byte("\r\n"), []byte("\n")), want) {
+			t.Errorf("%s is not the frame (%v): go test ./tui -update draws it", path, err)
+		}
+	}
 }
