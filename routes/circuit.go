@@ -23,8 +23,8 @@ const (
 // CircuitOptions say which circuits to make and to run. Pairs is needed.
 type CircuitOptions struct {
 	Pairs
-	// Scores are by what edges are chosen, such as those of EAP on the same pairs; nil means that of EAPInputs.
-	Scores *EAPResult
+	// Scores are by what edges are chosen, such as those of EAP on the same pairs; nil means those of EAPInputs.
+	Scores *EdgeTable
 	Method CircuitMethod // "" means CircuitTop
 	// Fractions of all edges asked for; nil means those of the published benchmark, 0.001 to 1.
 	Fractions []float64
@@ -38,7 +38,6 @@ func CircuitFractions() []float64 { return []float64{.001, .002, .005, .01, .02,
 // CircuitResult is the curve over circuits of growing size.
 type CircuitResult struct {
 	Method        CircuitMethod         `json:"method"`
-	Scores        EAPMethod             `json:"scores"`
 	Graph         transformer.EdgeGraph `json:"graph"`
 	EdgeCount     int                   `json:"edge_count"`
 	MetricClean   float64               `json:"metric_clean"` // means over pairs
@@ -84,10 +83,10 @@ func Circuits(ctx context.Context, m *transformer.Model, opts CircuitOptions) (*
 	defer runs.close()
 	g := opts.Scores.Graph
 	out := &CircuitResult{
-		Method: opts.Method, Scores: opts.Scores.Method, Graph: g, EdgeCount: g.Edges(), MetricClean: runs.cleanMean,
+		Method: opts.Method, Graph: g, EdgeCount: g.Edges(), MetricClean: runs.cleanMean,
 		MetricCorrupt: runs.corruptMean,
 	}
-	ranked := rankEdges(g, opts.Scores.Scores)
+	ranked := opts.Scores.ranked()
 	var sets [][]bool
 	for _, f := range opts.Fractions {
 		c := Circuit{Fraction: f, Asked: int(math.RoundToEven(f * float64(out.EdgeCount)))}
@@ -140,7 +139,7 @@ func (o *CircuitOptions) fill(ctx context.Context, m *transformer.Model) error {
 		if err != nil {
 			return err
 		}
-		o.Scores = got
+		o.Scores = &got.EdgeTable
 	}
 	g, err := m.Config.EdgeGraph()
 	if err != nil {

@@ -25,8 +25,8 @@ func TestCircuitsAreTheReference(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				scores := &routes.EAPResult{Method: routes.EAPInputs, Graph: g, Scores: r.floats("eap.ig_midpoint5")}
-				got, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{Pairs: r.pairs(), Scores: scores})
+				scores := routes.NewEdgeTable(g, r.floats("eap.ig_midpoint5"), 0)
+				got, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{Pairs: r.pairs(), Scores: &scores})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -64,7 +64,7 @@ func TestGreedyCircuitsAreConnected(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{
-		Pairs: pairs, Scores: scores, Method: routes.CircuitGreedy, Fractions: []float64{0.05, 0.2, 1}, Unpruned: true,
+		Pairs: pairs, Scores: &scores.EdgeTable, Method: routes.CircuitGreedy, Fractions: []float64{0.05, 0.2, 1}, Unpruned: true,
 	})
 	if err != nil {
 		t.Fatal(err)

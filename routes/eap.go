@@ -54,22 +54,63 @@ type ScoredEdge struct {
 	writer, reader int
 }
 
+// EdgeTable is a number for every edge of the component graph.
+type EdgeTable struct {
+	Graph     transformer.EdgeGraph `json:"graph"`
+	EdgeCount int                   `json:"edge_count"`
+	Writers   []string              `json:"writers"`
+	Readers   []string              `json:"readers"`
+	Top       []ScoredEdge          `json:"top"` // the largest magnitudes first
+	Scores    []float64             `json:"-"`   // [writers,readers], 0 where there is no edge
+}
+
+// NewEdgeTable names the edges of scores [writers,readers] and lists the largest.
+func NewEdgeTable(g transformer.EdgeGraph, scores []float64, top int) EdgeTable {
+	t := EdgeTable{Graph: g, EdgeCount: g.Edges(), Scores: scores}
+	for u := range g.Writers() {
+		t.Writers = append(t.Writers, g.Writer(u))
+	}
+	for v := range g.Readers() {
+		t.Readers = append(t.Readers, g.ReaderName(v))
+	}
+	ranked := t.ranked()
+	t.Top = ranked[:min(len(ranked), top)]
+	return t
+}
+
+// ranked lists all edges by descending magnitude of their score, equals by writer and reader.
+func (t *EdgeTable) ranked() []ScoredEdge {
+	var list []ScoredEdge
+	for u, from := range t.Writers {
+		for v, to := range t.Readers {
+			if u < t.Graph.Before(v) {
+				list = append(list, ScoredEdge{from, to, t.Scores[u*len(t.Readers)+v], u, v})
+			}
+		}
+	}
+	slices.SortStableFunc(list, func(a, b ScoredEdge) int { return cmp.Compare(math.Abs(b.Score), math.Abs(a.Score)) })
+	return list
+}
+
+// items are scores [writers,readers] for a file.
+func (t *EdgeTable) items() []safetensors.Item {
+	return []safetensors.Item{
+		floats("scores", []int{len(t.Writers), len(t.Readers)}, func(i int) float64 { return t.Scores[i] }),
+	}
+}
+
 // EAPResult is the score of every edge: how much the metric moves, to first order, when the edge alone carries what its
-// writer has in the corrupted prompt.
+// writer has in the corrupted prompt. Scores are means over pairs.
 type EAPResult struct {
-	Method        EAPMethod             `json:"method"`
-	Steps         int                   `json:"steps,omitempty"`
-	Rule          string                `json:"rule,omitempty"` // of the steps: midpoint, left or right
-	Graph         transformer.EdgeGraph `json:"graph"`
-	EdgeCount     int                   `json:"edge_count"`
-	Writers       []string              `json:"writers"`
-	Readers       []string              `json:"readers"`
-	Metric        Metric                `json:"metric"`
-	MetricClean   []float64             `json:"metric_clean"` // by pair
-	MetricCorrupt []float64             `json:"metric_corrupt"`
-	Nodes         []float64             `json:"nodes"` // by writer, summed over readers and pairs: AtP
-	Top           []ScoredEdge          `json:"top"`   // the largest magnitudes first
-	Scores        []float64             `json:"-"`     // [writers,readers], means over pairs, 0 where there is no edge
+	EdgeTable
+	Method        EAPMethod `json:"method"`
+	Steps         int       `json:"steps,omitempty"`
+	Rule          string    `json:"rule,omitempty"` // of the steps: midpoint, left or right
+	Metric        Metric    `json:"metric"`
+	MetricClean   []float64 `json:"metric_clean"` // by pair
+	MetricCorrupt []float64 `json:"metric_corrupt"`
+	// Nodes are, by writer, the sums over readers and pairs: attribution patching.
+	Nodes []float64 `json:"nodes"`
 }
 
 // ErrMethod is wrapped by errors about methods that do not exist.
@@ -216,10 +257,9 @@ func (e *eap) progress(done, total int) {
 
 // result names everything.
 func (e *eap) result() *EAPResult {
-	g := e.graph
 	out := &EAPResult{
-		Method: e.opts.Method, Graph: g, EdgeCount: g.Edges(), Metric: e.Metric,
-		MetricClean: e.cleanValues, MetricCorrupt: e.corruptValues, Scores: e.scores, Nodes: make([]float64, g.Writers()),
+		EdgeTable: NewEdgeTable(e.graph, e.scores, e.opts.Top), Method: e.opts.Method, Metric: e.Metric,
+		MetricClean: e.cleanValues, MetricCorrupt: e.corruptValues, Nodes: make([]float64, e.graph.Writers()),
 	}
 	switch e.opts.Method {
 	case EAPInputs:
@@ -230,41 +270,16 @@ func (e *eap) result() *EAPResult {
 	case EAPActivations:
 		out.Steps, out.Rule = e.opts.Steps, "right"
 	}
-	for u := range g.Writers() {
-		out.Writers = append(out.Writers, g.Writer(u))
-		for v := range g.Readers() {
-			out.Nodes[u] += e.scores[u*g.Readers()+v] * float64(len(e.Clean))
-		}
+	for i, v := range e.scores {
+		out.Nodes[i/len(out.Readers)] += v * float64(len(e.Clean))
 	}
-	for v := range g.Readers() {
-		out.Readers = append(out.Readers, g.ReaderName(v))
-	}
-	order := rankEdges(g, e.scores)
-	out.Top = order[:min(len(order), e.opts.Top)]
 	return out
-}
-
-// rankEdges lists all edges by descending magnitude of their score, equals by writer and reader.
-func rankEdges(g transformer.EdgeGraph, scores []float64) []ScoredEdge {
-	var list []ScoredEdge
-	for u := range g.Writers() {
-		for v := range g.Readers() {
-			if u < g.Before(v) {
-				list = append(list, ScoredEdge{g.Writer(u), g.ReaderName(v), scores[u*g.Readers()+v], u, v})
-			}
-		}
-	}
-	slices.SortStableFunc(list, func(a, b ScoredEdge) int { return cmp.Compare(math.Abs(b.Score), math.Abs(a.Score)) })
-	return list
 }
 
 // Save writes scores [writers,readers] and nodes [writers] as float32 to a safetensors file. An existing one is an
 // error that wraps fs.ErrExist unless replace is set.
 func (r *EAPResult) Save(ctx context.Context, path string, replace bool, meta map[string]string) error {
-	items := []safetensors.Item{
-		floats("scores", []int{len(r.Writers), len(r.Readers)}, func(i int) float64 { return r.Scores[i] }),
-		floats("nodes", []int{len(r.Writers)}, func(i int) float64 { return r.Nodes[i] }),
-	}
+	items := append(r.items(), floats("nodes", []int{len(r.Writers)}, func(i int) float64 { return r.Nodes[i] }))
 	fill := func(w io.Writer) error { return safetensors.Write(w, items, meta) }
 	return atomicfile.Write(ctx, path, fill, atomicfile.Options{Replace: replace})
 }

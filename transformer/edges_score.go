@@ -366,3 +366,58 @@ func (e *edgeScores) products(g *tensors.Tensor, first int, written []writes) er
 	}
 	return nil
 }
+
+// ComponentWrites are what each head and the FFN of a layer add to the residual stream at positions from…to of a row,
+// [H+1,to−from,d], the FFN last. Biases behind the heads are left out, those of the FFN are in. Behind a norm they are
+// what it makes of them with its own statistic. The run must have captured EdgeSites.
+func (m *Model) ComponentWrites(r *Run, row, layer, from, to int) (*Tensor, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.Config.EdgeGraph(); err != nil {
+		return nil, err
+	}
+	if err := m.checkEdges(r, r); err != nil {
+		return nil, err
+	}
+	if row < 0 || row >= r.Rows() || layer < 0 || layer >= m.Config.Layers ||
+		from < 0 || from >= to || to > len(r.IDs[row]) {
+		return nil, fmt.Errorf("%w of row %d, layer %d, positions %d to %d", ErrEdges, row, layer, from, to)
+	}
+	index := make([]int32, roundUp(to-from))
+	for i := range index {
+		index[i] = int32(r.f.index(row, min(from+i, to-1)))
+	}
+	rows, err := upload(m.backend, index, len(index), 1)
+	if err != nil {
+		return nil, err
+	}
+	defer free(rows)
+	args := values{
+		"at": rows, "heads": r.device[place{HeadOut, layer}], "ffn": r.device[place{FFNOut, layer}],
+	}
+	list := m.weights.present(m.Config.writeWeights(layer, WholeValues), layer)
+	if err := m.weights.load(args, list, layer, false); err != nil {
+		return nil, err
+	}
+	defer m.weights.release(list, layer)
+	out, err := m.compute(recipe{
+		key: fmt.Sprint("component writes ", names(list)), inputs: append([]string{"at", "heads", "ffn"}, names(list)...),
+		outputs: []string{"y"}, build: func(in nodes) nodes {
+			heads := newBlock(m.Config, variant{}, in).headWrites(at(in["heads"], in["at"]))
+			return nodes{"y": Concatenate([]*Node{heads, InsertAxes(at(in["ffn"], in["at"]), 0)}, 0)}
+		},
+	}, args)
+	if err != nil {
+		return nil, fmt.Errorf("writes of layer %d: %w", layer, err)
+	}
+	defer free(out["y"])
+	all, err := download(out["y"])
+	if err != nil {
+		return nil, err
+	}
+	y := NewTensor(m.Config.Attention.Heads+1, to-from, m.Config.Width)
+	for w := range y.Shape[0] {
+		copy(y.At(w).Data, all.At(w).Data)
+	}
+	return y, nil
+}

@@ -16,7 +16,10 @@ func (a *app) attributeCommand() *cobra.Command {
 		"attribute shares a logit, or the difference of two, out among the parts of a model: by the directions that the\n"+
 			"unembedding reads, by gradients between two prompts, or by runs in which parts are exchanged.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() })
-	cmd.AddCommand(a.attributeEAPCommand(), a.attributeCircuitCommand())
+	cmd.AddCommand(
+		a.attributeDLACommand(), a.attributeALTICommand(), a.attributeEAPCommand(), a.attributeCircuitCommand(),
+		a.attributeIFRCommand(),
+	)
 	return cmd
 }
 

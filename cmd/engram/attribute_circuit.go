@@ -63,7 +63,7 @@ func (a *app) runCircuit(cmd *cobra.Command, f *circuitFlags) error {
 		return err
 	}
 	got, err := routes.Circuits(cmd.Context(), m, routes.CircuitOptions{
-		Pairs: f.opts.Pairs, Scores: scores, Method: routes.CircuitMethod(f.choose), Fractions: fractions,
+		Pairs: f.opts.Pairs, Scores: &scores.EdgeTable, Method: routes.CircuitMethod(f.choose), Fractions: fractions,
 		Unpruned: f.unpruned,
 	})
 	line.Clear()
@@ -72,12 +72,13 @@ func (a *app) runCircuit(cmd *cobra.Command, f *circuitFlags) error {
 	}
 	conventions := eapConventions()
 	conventions["faithfulness"] = "(M(circuit) − M(corrupted)) / (M(clean) − M(corrupted)), M the metric's mean over pairs"
+	conventions["scores"] = f.method
 	conventions["cpr"] = "trapezoids over the fractions"
 	conventions["pruned"] = fmt.Sprint(!f.unpruned)
 	if err := a.draw(cmd, &f.plots, "engram attribute circuit", conventions, circuitPlot(got)); err != nil {
 		return err
 	}
-	return a.print("circuit", got, conventions, func(p *page) { writeCircuits(p, got, f.list) })
+	return a.print("circuit", got, conventions, func(p *page) { writeCircuits(p, got, f) })
 }
 
 // parseFractions reads numbers split by commas; "" gives nil.
@@ -96,9 +97,9 @@ func parseFractions(text string) ([]float64, error) {
 	return out, nil
 }
 
-func writeCircuits(p *page, r *routes.CircuitResult, list int) {
+func writeCircuits(p *page, r *routes.CircuitResult, f *circuitFlags) {
 	p.printf("metric %.3f clean, %.3f corrupted; %d edges, scored by %s, chosen by %s\n\n",
-		r.MetricClean, r.MetricCorrupt, r.EdgeCount, r.Scores, r.Method)
+		r.MetricClean, r.MetricCorrupt, r.EdgeCount, f.method, r.Method)
 	t := &table{header: []string{">fraction", ">edges", ">kept", ">metric", ">faithfulness"}}
 	for _, c := range r.Circuits {
 		t.add(fmt.Sprintf("%g", c.Fraction), strconv.Itoa(c.Asked), strconv.Itoa(c.Kept), fmt.Sprintf("%.3f", c.Metric),
@@ -107,10 +108,10 @@ func writeCircuits(p *page, r *routes.CircuitResult, list int) {
 	p.table(t)
 	p.printf("\nCPR %.3f, CMD %.3f\n", r.CPR, r.CMD)
 	for _, c := range r.Circuits {
-		if list > 0 && len(c.Edges) >= list {
+		if f.list > 0 && len(c.Edges) >= f.list {
 			p.printf("\n")
 			p.heading(fmt.Sprintf("strongest edges of the circuit of %d", c.Kept))
-			p.table(edgeTable(c.Edges[:list]))
+			p.table(edgeTable(c.Edges[:f.list]))
 			return
 		}
 	}

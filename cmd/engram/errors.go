@@ -106,7 +106,7 @@ func exitCode(ctx context.Context, err error) int {
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
 		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
 		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned, routes.ErrAggregate,
-		routes.ErrPairs, transformer.ErrEdges):
+		routes.ErrPairs, transformer.ErrEdges, routes.ErrALTI):
 		return exitInput
 	}
 	return exitFailed
