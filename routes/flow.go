@@ -1,8 +1,9 @@
 package routes
 
-// flow gives every node its share of the roots' mass: what a node has goes down its edges by weight, biases left out,
-// and an FFN passes on all it has; differences to a
-// contrast do not flow. Where nodes lead to more than one root, they say which.
+import "math"
+
+// flow gives every node its share of the roots' mass: what a node has goes down its edges by magnitude, biases left
+// out, and an FFN passes on all it has. Where nodes lead to more than one root, they say which.
 func (r *RoutesResult) flow(roots []Node) {
 	at := map[Node]*GraphNode{}
 	for i := range r.Nodes {
@@ -37,9 +38,9 @@ func (r *RoutesResult) passes(e *Edge, n *GraphNode) float64 {
 	case e.Kind == FFNIn:
 		return 1
 	case r.Threshold.Mode == Renormalise || n.Bias >= 1:
-		return e.Weight
+		return math.Abs(e.Weight)
 	}
-	return e.Weight / (1 - n.Bias)
+	return math.Abs(e.Weight) / (1 - n.Bias)
 }
 
 // union merges ascending lists.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/engram-go/engram/probes"
@@ -32,7 +33,7 @@ type Edge struct {
 	Src       int      `json:"src"`  // position
 	Dst       int      `json:"dst"`
 	Weight    float64  `json:"weight"`    // share of the merge point, or what the mode makes of it
-	Proximity float64  `json:"proximity"` // to the merge point, in the L1 norm
+	Proximity float64  `json:"proximity"` // to the merge point, in the L1 norm, or effect on the metric
 	Tokens
 
 	from, to Node
@@ -63,9 +64,13 @@ type RoutesResult struct {
 	Heads     int            `json:"heads"`
 	Parallel  bool           `json:"parallel"` // attention and FFN write into I; there are no A nodes
 	Threshold Threshold      `json:"threshold"`
-	Roots     []string       `json:"roots"`
-	Nodes     []GraphNode    `json:"nodes"` // from the top down, then by position
-	Edges     []Edge         `json:"edges"` // by descending layer, destination, kind, head, source
+	// Weighting is of what weights are shares, "" by proximity; others are of effects on logit[Target] − logit[Other].
+	Weighting Weighting   `json:"weighting,omitempty"`
+	Target    *int        `json:"target,omitempty"`
+	Other     *int        `json:"other,omitempty"`
+	Roots     []string    `json:"roots"`
+	Nodes     []GraphNode `json:"nodes"` // from the top down, then by position
+	Edges     []Edge      `json:"edges"` // by descending layer, destination, kind, head, source
 	// Contrast is the other prompt of a contrastive graph, whose weights are what shares are more than there.
 	Contrast []probes.Token `json:"contrast,omitempty"`
 	Verified *VerifyResult  `json:"verified,omitempty"` // where the graph was checked
@@ -218,6 +223,9 @@ func (w *walk) expand(ctx context.Context, kind NodeKind, l int, positions []int
 		return err
 	}
 	for _, m := range merges {
+		if m.leaf {
+			continue
+		}
 		kept, nothing := w.cut.keep(m, w.parts.Tokens())
 		if w.contrast != nil {
 			if kept, err = w.contrast.keep(ctx, m); err != nil {
@@ -228,7 +236,7 @@ func (w *walk) expand(ctx context.Context, kind NodeKind, l int, positions []int
 		n := w.reach(m.Node)
 		n.Fallback, n.Degenerate = nothing && !m.Degenerate(), m.Degenerate()
 		if !m.Degenerate() {
-			n.Bias = (m.Bias + m.ValueBias) / m.total
+			n.Bias = (math.Abs(m.Bias) + math.Abs(m.ValueBias)) / m.total
 		}
 		for _, p := range kept {
 			w.edge(m.Node, p)
@@ -262,6 +270,7 @@ func (w *walk) result() *RoutesResult {
 	p, c := w.parts, w.parts.Model.Config
 	out := &RoutesResult{
 		Layers: c.Layers, Heads: c.Attention.Heads, Parallel: p.Parallel(), Threshold: *w.cut,
+		Weighting: p.opts.Weighting, Target: p.opts.Target, Other: p.opts.Other,
 		Nodes: []GraphNode{}, Edges: w.edges,
 	}
 	out.Prompt = p.tokens()

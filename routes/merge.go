@@ -26,7 +26,7 @@ func (l *layerParts) compute(ctx context.Context, positions []int) error {
 		if l.opts.Compat {
 			all[i].floor = compatFloor
 		}
-		y, err := l.state(l.targetSite(), l.layer, t)
+		y, err := l.against(all[i])
 		if err != nil {
 			return err
 		}
@@ -74,9 +74,6 @@ func (l *layerParts) shift() float64 {
 	}
 	return 0
 }
-
-// prox is the proximity of a part.
-func (l *layerParts) prox(z, y []float64) float64 { return overlap(z, y, l.shift()) }
 
 // postNorm is the norm of sum of a sublayer and the stream in post-norm models, nil in others.
 func (l *layerParts) postNorm(slot transformer.Slot) (*frozen, error) {
@@ -180,7 +177,7 @@ func (l *layerParts) attention(ctx context.Context, all []*Merge, targets *trans
 			}
 		}
 	}
-	got, err := w.Overlap(ctx, coefs, targets, float32(l.shift()))
+	got, err := l.compareHeads(ctx, w, coefs, targets)
 	if err != nil {
 		return err
 	}
@@ -188,9 +185,6 @@ func (l *layerParts) attention(ctx context.Context, all []*Merge, targets *trans
 		m.Attn = make([]float32, heads*n)
 		for h := range heads {
 			copy(m.Attn[h*n:(h+1)*n], got.At(i).Data[h*slots:])
-		}
-		for j, v := range m.Attn {
-			m.Attn[j] = max(0, v)
 		}
 	}
 	return l.attentionBiases(all, targets, w)

@@ -36,6 +36,10 @@ type PartsOptions struct {
 	Run *transformer.Run
 	Row int
 
+	Weighting Weighting // of the parts; "" means by proximity
+	Target    *int      // token of the metric of other weightings; nil means the most probable one
+	Other     *int      // token whose logit is taken from it; nil for none
+
 	ValueBias ValueBias
 	OmitBias  bool // leave the bias of attention's output out of the parts; they do not add up then
 	FFNBias   bool // the bias of the FFN's output is a part of its own
@@ -64,10 +68,12 @@ type Parts struct {
 	run    *transformer.Run
 	owned  bool // the run is ours to close
 	merges map[Node]*Merge
+
+	measure *measure // nil where parts are weighed by proximity
 }
 
-// Merge is a merge point, A or I, and the proximities of its parts to it, all in the L1 norm. Those of parts that it
-// does not have are 0.
+// Merge is a merge point, A or I, and the proximities of its parts to it, all in the L1 norm; with another Weighting
+// the effects of its parts on the metric. Those of parts that it does not have are 0.
 type Merge struct {
 	Node      Node
 	Resid     float64   // the stream that enters
@@ -75,6 +81,8 @@ type Merge struct {
 	FFN       float64
 	Bias      float64 // attention's output bias, norms' biases and, where it is apart, the FFN's
 	ValueBias float64 // where it is apart
+	signed    bool    // effects, which may be negative
+	leaf      bool    // no part has an effect of this kind
 	floor     float64
 	total     float64
 	scale     float64 // 1 over the statistic of the norm behind attention
@@ -88,7 +96,7 @@ const (
 
 // OpenParts runs a prompt, or takes a row of a finished run, for decomposition. Close it.
 //
-// Errors wrap those of transformer.Model.Run or ErrParts.
+// Errors wrap those of transformer.Model.Run, ErrParts, ErrWeighting or transformer.ErrTokenRange.
 func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*Parts, error) {
 	if err := decomposable(m.Config); err != nil {
 		return nil, err
@@ -102,8 +110,12 @@ func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*P
 	if p.run == nil {
 		p.opts.Row, p.owned = 0, true
 		var err error
-		p.run, err = m.Run(ctx, [][]int{opts.IDs}, transformer.Capture{Sites: PartsSites()})
-		if err != nil {
+		capture := transformer.Capture{Sites: PartsSites(), Cuts: opts.Weighting == ByGradient}
+		if p.run, err = m.Run(ctx, [][]int{opts.IDs}, capture); err != nil {
+			return nil, err
+		}
+		if err := p.weigh(ctx); err != nil {
+			p.Close()
 			return nil, err
 		}
 		return p, nil
@@ -119,7 +131,7 @@ func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*P
 		}
 	}
 	p.IDs = p.run.IDs[opts.Row]
-	return p, nil
+	return p, p.weigh(ctx)
 }
 
 // decomposable refuses models with sublayers that are no sum of parts. All of today's are one.
@@ -132,6 +144,9 @@ func decomposable(c *transformer.Config) error {
 
 // Close frees the run, if OpenParts made it.
 func (p *Parts) Close() {
+	if p.measure != nil && p.measure.grads != nil {
+		p.measure.grads.Close()
+	}
 	if p.owned {
 		p.run.Close()
 	}
@@ -195,12 +210,12 @@ func overlap(z, y []float64, shift float64) float64 {
 
 // finish checks a merge point and sums its proximities up.
 func (m *Merge) finish() error {
-	m.total = m.at(m.Resid) + m.Bias + m.ValueBias
+	m.total = m.size(m.Resid) + math.Abs(m.Bias) + math.Abs(m.ValueBias)
 	if m.Node.Kind == BlockNode {
-		m.total += m.at(m.FFN)
+		m.total += m.size(m.FFN)
 	}
 	for _, v := range m.Attn {
-		m.total += m.at(float64(v))
+		m.total += m.size(float64(v))
 	}
 	if math.IsNaN(m.total) || math.IsInf(m.total, 0) {
 		return fmt.Errorf("%w of layer %d, position %d: NaN or infinity in the run", ErrParts, m.Node.Layer, m.Node.Position)
@@ -208,16 +223,5 @@ func (m *Merge) finish() error {
 	return nil
 }
 
-// at is a proximity with the floor of comparisons.
-func (m *Merge) at(prox float64) float64 { return max(prox, m.floor) }
-
 // Degenerate reports whether every part points away from the sum: all shares are 0.
 func (m *Merge) Degenerate() bool { return m.total == 0 }
-
-// Share of a part with the proximity prox.
-func (m *Merge) Share(prox float64) float64 {
-	if m.total == 0 {
-		return 0
-	}
-	return m.at(prox) / m.total
-}

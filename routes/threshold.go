@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 )
@@ -92,7 +93,7 @@ func (m *Merge) parts(tokens int) []part {
 	at := m.Node.Position
 	list := []part{{Resid, -1, at, m.Resid, m.Share(m.Resid)}}
 	for i, v := range m.Attn {
-		if src := i % tokens; v > 0 || m.floor > 0 {
+		if src := i % tokens; v != 0 || m.floor > 0 {
 			list = append(list, part{Attn, i / tokens, src, float64(v), m.Share(float64(v))})
 		}
 	}
@@ -112,20 +113,20 @@ func (t *Threshold) keep(m *Merge, tokens int) (kept []part, nothing bool) {
 	case FilterPair:
 		return pairs(list, *t.Tau), false
 	}
-	kept = slices.DeleteFunc(slices.Clone(list), func(p part) bool { return !(p.weight > *t.Tau) })
+	kept = slices.DeleteFunc(slices.Clone(list), func(p part) bool { return !(math.Abs(p.weight) > *t.Tau) })
 	if t.Mode == Filter && !m.Degenerate() {
 		return kept, false
 	}
 	if len(kept) == 0 {
-		largest := slices.MaxFunc(list, func(a, b part) int { return cmp.Compare(a.prox, b.prox) })
+		largest := slices.MaxFunc(list, func(a, b part) int { return cmp.Compare(math.Abs(a.prox), math.Abs(b.prox)) })
 		if t.Mode == Renormalise {
-			largest.weight = 1
+			largest.weight = math.Copysign(1, largest.prox)
 		}
 		return []part{largest}, true
 	}
 	sum := 0.0
 	for _, p := range kept {
-		sum += p.weight
+		sum += math.Abs(p.weight)
 	}
 	for i := range kept {
 		kept[i].weight /= sum
@@ -139,13 +140,15 @@ func (t *Threshold) largest(list []part, m *Merge) []part {
 	sum := 0.0
 	for i, p := range list {
 		order[i] = i
-		sum += p.weight
+		sum += math.Abs(p.weight)
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(list[b].weight, list[a].weight) })
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(math.Abs(list[b].weight), math.Abs(list[a].weight))
+	})
 	n, mass := min(t.K, len(order)), 0.0
 	if t.Mode == Mass {
 		for n = 0; n < len(order) && mass < t.Mass*sum; n++ {
-			mass += list[order[n]].weight
+			mass += math.Abs(list[order[n]].weight)
 		}
 	}
 	if m.Degenerate() {
@@ -153,7 +156,7 @@ func (t *Threshold) largest(list []part, m *Merge) []part {
 	}
 	var kept []part
 	for i, p := range list {
-		if slices.Index(order[:n], i) >= 0 && (p.weight > 0 || m.Degenerate()) {
+		if slices.Index(order[:n], i) >= 0 && (p.weight != 0 || m.Degenerate()) {
 			kept = append(kept, p)
 		}
 	}
@@ -171,8 +174,8 @@ func pairs(list []part, tau float64) []part {
 	}
 	return slices.DeleteFunc(list, func(p part) bool {
 		if p.kind == FFNOut {
-			return !(p.weight > tau)
+			return !(math.Abs(p.weight) > tau)
 		}
-		return !(sums[p.src] > tau)
+		return !(math.Abs(sums[p.src]) > tau)
 	})
 }

@@ -167,7 +167,7 @@ func (a *app) attributeALTICommand() *cobra.Command {
 			"and followed down as well (ALTI-Logit); FFNs, the embedding and constants stand apart.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runALTI(cmd, &f) })
 	f.register(cmd)
-	cmd.Flags().StringVar(&f.target, "target", "", "token whose logit is shared out too: an id, or a text that is one token")
+	cmd.Flags().StringVar(&f.target, "target", "", "token whose logit is shared out too: an id, or a text that is one")
 	cmd.Flags().IntVar(&f.norm, "norm", 1, "of distances: 1 or 2")
 	return cmd
 }

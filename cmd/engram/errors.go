@@ -93,7 +93,7 @@ func exitCode(ctx context.Context, err error) int {
 		routes.ErrPart):
 		return exitRefused
 	case errors.As(err, &usageError{}) || is(
-		backend.ErrUnknown, routes.ErrThreshold, routes.ErrMethod, routes.ErrCircuit):
+		backend.ErrUnknown, routes.ErrThreshold, routes.ErrMethod, routes.ErrCircuit, routes.ErrWeighting):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
 		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -25,6 +24,7 @@ type routesFlags struct {
 	format, out string
 	weightsOut  string
 	force       bool
+	weighting   string
 	contrast    otherPrompt
 	verify      verifyFlags
 	neurons     string
@@ -49,6 +49,8 @@ func (a *app) routesCommand() *cobra.Command {
 	c.StringVar(&f.root, "root", "", `nodes to start from, "I11_5,A3_2"; the last position behind the last layer unless given`)
 	f.registerThreshold(cmd)
 	c.IntVar(&f.tokens, "tokens", 0, "tokens promoted and suppressed to list for each node and edge; 5 in html")
+	c.StringVar(&f.weighting, "weighting", "proximity",
+		"proximity, or effects on a logit: logit (what is added directly) or gradient (to first order)")
 	c.StringVar(&f.valueBias, "value-bias", "in-terms", "where a bias of values counts: in-terms, separate or left-out")
 	f.contrast.register(cmd, "contrast", "another prompt of as many tokens: draw the edges whose shares differ")
 	c.StringVar(&f.neurons, "neurons", "", `FFN nodes to split into neurons, "M3_5,M2_5"`)
@@ -106,7 +108,7 @@ func (f *routesFlags) check(cmd *cobra.Command, asJSON bool) error {
 	if f.ffns, err = parseNodes("neurons", f.neurons); err != nil {
 		return err
 	}
-	if err := f.verify.check(cmd); err != nil {
+	if err := f.verify.check(cmd, f.weigh() != routes.ByProximity); err != nil {
 		return err
 	}
 	if f.contrast.given() {
@@ -182,12 +184,12 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 		return err
 	}
 	ctx := cmd.Context()
-	parts, err := routes.OpenParts(ctx, m, routes.PartsOptions{IDs: r.ids(), ValueBias: routes.ValueBias(f.valueBias)})
+	parts, err := routes.OpenParts(ctx, m, f.parts(cmd, r.ids()))
 	if err != nil {
 		return err
 	}
 	defer parts.Close()
-	got, err := a.graph(ctx, f, parts)
+	got, err := a.graph(cmd, f, parts)
 	if err != nil {
 		return err
 	}
@@ -208,14 +210,31 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 	return a.printRoutes(cmd, f, got)
 }
 
+// parts are the options of a prompt's decomposition.
+func (f *routesFlags) parts(cmd *cobra.Command, ids []int) routes.PartsOptions {
+	opts := routes.PartsOptions{IDs: ids, ValueBias: routes.ValueBias(f.valueBias), Weighting: f.weigh()}
+	if opts.Weighting != routes.ByProximity {
+		opts.Target, opts.Other = flagToken(cmd, "target", f.verify.target), flagToken(cmd, "other", f.verify.other)
+	}
+	return opts
+}
+
+// weigh is the weighting that the flag names.
+func (f *routesFlags) weigh() routes.Weighting {
+	if f.weighting == "proximity" {
+		return routes.ByProximity
+	}
+	return routes.Weighting(f.weighting)
+}
+
 // graph is the graph of the prompt, by itself or against its contrast.
-func (a *app) graph(ctx context.Context, f *routesFlags, parts *routes.Parts) (*routes.RoutesResult, error) {
+func (a *app) graph(cmd *cobra.Command, f *routesFlags, parts *routes.Parts) (*routes.RoutesResult, error) {
+	ctx := cmd.Context()
 	opts := routes.RoutesOptions{Parts: parts, Threshold: f.cut, Roots: f.roots, Tokens: f.tokens}
 	if ids, err := f.contrast.read("contrast", &f.prompt, parts.Model.Tokenizer); err != nil {
 		return nil, err
 	} else if ids != nil {
-		other := routes.PartsOptions{IDs: ids, ValueBias: routes.ValueBias(f.valueBias)}
-		if opts.Contrast, err = routes.OpenParts(ctx, parts.Model, other); err != nil {
+		if opts.Contrast, err = routes.OpenParts(ctx, parts.Model, f.parts(cmd, ids)); err != nil {
 			return nil, err
 		}
 		defer opts.Contrast.Close()
@@ -241,6 +260,14 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 		"proximity": "max(0, ‖y‖₁ − ‖y − z‖₁) of a part z to its state y", "granularity": "per head and source",
 		"weight": "share of the proximities of a state's parts; " + thresholdText(r.Threshold), "value_bias": bias,
 		"flow": "mass of the roots that comes down the edges by weight",
+	}
+	if r.Weighting != routes.ByProximity {
+		f.conventions["proximity"] = "effect of a part on logit[target] − logit[other] at the last position"
+		f.conventions["weight"] = "signed share of the effects' magnitudes at a state; " + thresholdText(r.Threshold)
+		f.conventions["weighting"] = map[routes.Weighting]string{
+			routes.ByLogit:    "what a part adds through the final norm, its statistic kept, and the unembedding",
+			routes.ByGradient: "product of a part with the gradient by its state",
+		}[r.Weighting]
 	}
 	if r.Contrast != nil {
 		f.conventions["weight"] = "share less the share in the contrast; edges differ by more than the threshold"

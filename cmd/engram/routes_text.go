@@ -16,6 +16,9 @@ import (
 func writeRoutes(p *page, r *routes.RoutesResult) {
 	d := newDrawing(p, r)
 	weights, flow := "weights "+thresholdText(r.Threshold), "; flow in per cent"
+	if r.Weighting != routes.ByProximity {
+		weights = "signed shares of effects by " + string(r.Weighting) + ", " + thresholdText(r.Threshold)
+	}
 	if r.Contrast != nil {
 		weights, flow = "shares that differ from the contrast's by more than "+fmt.Sprintf("%g", *r.Threshold.Tau), ""
 	}

@@ -65,15 +65,16 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 		"with --verify, a text whose mean states stand for what is ablated; the prompt's own unless given")
 	f.patch.register(cmd, "patch", "with --verify, a prompt of as many tokens whose states stand for it")
 	c.IntVar(&f.target, "target", -1,
-		"with --verify or --neurons, id of the token to follow; the most probable one unless given")
-	c.IntVar(&f.other, "other", -1, "with --verify, id of a token: measure by the difference of logits")
+		"with --verify, --neurons or --weighting, id of the token to follow; the most probable one unless given")
+	c.IntVar(&f.other, "other", -1, "with --verify or --weighting, id of a token: measure by the difference of logits")
 	c.IntVar(&f.random, "random", 20, "with --verify, random graphs of the same size")
 	c.Uint64Var(&f.seed, "seed", 0, "with --verify, seed of the random graphs")
 }
 
-func (f *verifyFlags) check(cmd *cobra.Command) error {
+// check refuses flags that do nothing; signed says that parts are weighed by their effect on tokens.
+func (f *verifyFlags) check(cmd *cobra.Command, signed bool) error {
 	for _, name := range []string{"reference", "patch", "patch-ids", "other", "random", "seed"} {
-		if cmd.Flags().Changed(name) && !f.on {
+		if cmd.Flags().Changed(name) && !f.on && !(signed && name == "other") {
 			return usagef("--%s goes with --verify", name)
 		}
 	}
