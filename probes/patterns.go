@@ -89,7 +89,7 @@ func Patterns(ctx context.Context, m *transformer.Model, opts PatternsOptions) (
 	if x == nil {
 		return nil, errors.New("patterns: no trigger index")
 	}
-	if err := x.CheckModel(m.Name, m.Fingerprint); err != nil {
+	if err := x.checkPlain(m); err != nil {
 		return nil, err
 	}
 	if opts.Tail == "" {

@@ -73,7 +73,7 @@ func TokenAblation(
 	if x == nil {
 		return nil, errors.New("token ablation: no trigger index")
 	}
-	if err := x.CheckModel(m.Name, m.Fingerprint); err != nil {
+	if err := x.checkPlain(m); err != nil {
 		return nil, err
 	}
 	if opts.Tail == "" {

@@ -154,6 +154,14 @@ func (x *TriggerIndex) CheckModel(name, fingerprint string) error {
 	return nil
 }
 
+// checkPlain refuses the index of another model, or of the model under interventions, whose corpus cannot be run again.
+func (x *TriggerIndex) checkPlain(m *transformer.Model) error {
+	if len(x.Interventions) > 0 {
+		return fmt.Errorf("%w: %s was made under interventions, which are not in force now", ErrTriggers, x.file.Base())
+	}
+	return x.CheckModel(m.Name, m.Fingerprint)
+}
+
 // check refuses memories that the index does not have; the result is the memory's place in the tensors.
 func (x *TriggerIndex) check(n transformer.Neuron) (int, error) {
 	if n.Layer < 0 || n.Layer >= x.Layers || n.Index < 0 || n.Index >= x.Memories {

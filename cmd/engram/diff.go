@@ -16,6 +16,7 @@ import (
 type diffFlags struct {
 	prompt       promptFlags
 	changes      changeFlags
+	plots        plotFlags
 	text         []string
 	layers, norm string
 	limit        int
@@ -34,6 +35,7 @@ func (a *app) diffCommand() *cobra.Command {
 		cobra.ExactArgs(2), func(cmd *cobra.Command, args []string) error { return a.runDiff(cmd, &f, args) })
 	f.prompt.register(cmd)
 	f.changes.register(cmd)
+	f.plots.register(cmd)
 	cmd.Flags().StringArrayVar(&f.text, "text", nil, "documents to run, one a line (.jsonl: text or ids; also .gz)")
 	cmd.Flags().IntVar(&f.limit, "limit", 200, "most documents to run, each cut at the context; 0 means all")
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
@@ -77,6 +79,9 @@ func (a *app) runDiff(cmd *cobra.Command, f *diffFlags, names []string) error {
 	}
 	line.Clear()
 	conventions["norm"] = string(got.Norm)
+	if err := a.draw(cmd, &f.plots, "engram diff", conventions, diffParts(got)...); err != nil {
+		return err
+	}
 	return a.print("diff", got, conventions, func(p *page) { writeDiff(p, got) })
 }
 
@@ -92,6 +97,9 @@ func (f *diffFlags) check(cmd *cobra.Command) error {
 		if err := f.prompt.check(cmd); err != nil {
 			return err
 		}
+	}
+	if err := f.plots.check(cmd); err != nil {
+		return err
 	}
 	if f.limit < 0 {
 		return usagef("--limit: %d is not a number of documents", f.limit)

@@ -151,7 +151,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.inspectCommand(), a.tokensCommand(), a.predictCommand(), a.generateCommand(), a.lensCommand(),
 		a.memoriesCommand(), a.activationsCommand(), a.effectCommand(), a.directionCommand(), a.knowledgeCommand(),
 		a.saturationCommand(), a.compositionCommand(), a.earlyExitCommand(), a.patchscopeCommand(),
-		a.triggersCommand(), a.correlateCommand(), a.diffCommand(),
+		a.conceptsCommand(), a.factorsCommand(), a.triggersCommand(), a.correlateCommand(), a.diffCommand(),
 		a.ffnmapCommand(), a.editCommand(), a.evalCommand(), a.routesCommand(), a.attributeCommand(),
 		a.traceCommand(), a.statsCommand(),
 		a.tuiCommand(), a.demoCommand(), a.backendCommand(), a.setupCommand(), a.versionCommand(),

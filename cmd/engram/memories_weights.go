@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/engram-go/engram/internal/plot"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
@@ -82,6 +83,7 @@ func linkList(list []probes.Link) string {
 
 func (a *app) svdCommand() *cobra.Command {
 	var opts probes.DirectionsOptions
+	var plots plotFlags
 	var norm string
 	cmd := a.command("svd --layer N [flags]", "the main directions of a layer's values, as tokens",
 		"svd decomposes the projections of all values of a layer to the vocabulary, a matrix of memories by tokens, into\n"+
@@ -93,6 +95,9 @@ func (a *app) svdCommand() *cobra.Command {
 				return err
 			}
 			if err := positive("tokens", opts.Tokens); err != nil {
+				return err
+			}
+			if err := plots.check(cmd); err != nil {
 				return err
 			}
 			m, err := a.openFor(cmd.Context(), func(c *transformer.Config) int64 {
@@ -110,13 +115,29 @@ func (a *app) svdCommand() *cobra.Command {
 				"top":      "entries of the right singular vector, which has length 1",
 				"memories": "entries of the left singular vector, which has length 1",
 			}
+			if err := a.draw(cmd, &plots, "engram memories svd", conventions, svdParts(got)...); err != nil {
+				return err
+			}
 			return a.print("svd", got, conventions, func(p *page) { writeSVD(p, got) })
 		})
 	cmd.Flags().IntVar(&opts.Layer, "layer", 0, "layer")
 	cmd.Flags().IntVar(&opts.Top, "top", 5, "directions")
 	cmd.Flags().IntVar(&opts.Tokens, "tokens", 6, "tokens and memories at each end")
+	plots.register(cmd)
 	normFlag(cmd, &norm)
 	return cmd
+}
+
+// svdParts are the shares of the directions.
+func svdParts(r *probes.DirectionsResult) []plot.Part {
+	bars := &plot.Bars{
+		Title: fmt.Sprintf("main directions of layer %d", r.Layer), XLabel: "direction", YLabel: "share of the squares",
+		Series: []plot.Series{{}},
+	}
+	for i, d := range r.Directions {
+		bars.Labels, bars.Series[0].Y = append(bars.Labels, fmt.Sprint(i)), append(bars.Series[0].Y, d.Share)
+	}
+	return []plot.Part{{Picture: bars}}
 }
 
 // writeSVD prints one block for each direction.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -32,7 +33,7 @@ func (a *app) triggersCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		a.triggersBuildCommand(), a.triggersShowCommand(), a.triggersMergeCommand(), a.triggersAgreementCommand(),
-		a.triggersPatternsCommand(), a.triggersAblationCommand(),
+		a.triggersPatternsCommand(), a.triggersAblationCommand(), a.triggersRecordsCommand(),
 	)
 	return cmd
 }
@@ -40,6 +41,7 @@ func (a *app) triggersCommand() *cobra.Command {
 type triggersBuildFlags struct {
 	corpus       corpusFlags
 	changes      changeFlags
+	plots        plotFlags
 	opts         probes.TriggersOptions
 	tails, shard string
 	window       int
@@ -69,7 +71,8 @@ func (a *app) triggersBuildCommand() *cobra.Command {
 	fl.Uint64Var(&f.opts.Seed, "seed", 0, "of the random sample")
 	fl.StringVar(&f.shard, "shard", "", `part of the sequences to run, "2/4"`)
 	fl.IntVar(&f.opts.Batch, "batch", 2048, "tokens to run at once")
-	fl.BoolVar(&f.opts.Replace, "force", false, "replace the index if it exists")
+	fl.BoolVar(&f.opts.Replace, "force", false, "replace files that exist")
+	f.plots.register(cmd)
 	_ = cmd.MarkFlagFilename("out", "safetensors")
 	return cmd
 }
@@ -117,7 +120,7 @@ func (f *triggersBuildFlags) check() error {
 }
 
 func (a *app) runTriggersBuild(cmd *cobra.Command, f *triggersBuildFlags) error {
-	if err := f.check(); err != nil {
+	if err := errors.Join(f.check(), f.plots.check(cmd)); err != nil {
 		return err
 	}
 	m, err := a.open(cmd.Context(), f.corpus.tokens())
@@ -135,7 +138,11 @@ func (a *app) runTriggersBuild(cmd *cobra.Command, f *triggersBuildFlags) error 
 	if err != nil {
 		return missing(err)
 	}
-	return a.print("triggers", got, triggersConventions(&got.TriggersInfo), func(p *page) { writeTriggers(p, got) })
+	conventions := triggersConventions(&got.TriggersInfo)
+	if err := a.draw(cmd, &f.plots, "engram triggers build", conventions, triggersParts(got)...); err != nil {
+		return err
+	}
+	return a.print("triggers", got, conventions, func(p *page) { writeTriggers(p, got) })
 }
 
 // indexMeta says what made a file.
@@ -184,6 +191,7 @@ func writeTriggers(p *page, r *probes.TriggersResult) {
 type triggersShowFlags struct {
 	index, tail, norm            string
 	top, context, behind, tokens int
+	plots                        plotFlags
 	histogram                    bool
 }
 
@@ -203,6 +211,7 @@ func (a *app) triggersShowCommand() *cobra.Command {
 	fl.IntVar(&f.tokens, "tokens", 8, "tokens that the value promotes")
 	fl.StringVar(&f.norm, "norm", "", "convention of the projection: raw, gain, gain-nocenter or full")
 	fl.BoolVar(&f.histogram, "histogram", false, "print how the coefficients are distributed too")
+	f.plots.register(cmd)
 	_ = cmd.MarkFlagFilename("index", "safetensors")
 	return cmd
 }
@@ -222,6 +231,9 @@ func (a *app) runTriggersShow(cmd *cobra.Command, f *triggersShowFlags, args []s
 	}
 	if opts.Tail, err = probes.ParseTail(f.tail); err != nil {
 		return usagef("--tail: %w", err)
+	}
+	if err := f.plots.check(cmd); err != nil {
+		return err
 	}
 	index, err := openIndex(f.index)
 	if err != nil {
@@ -243,6 +255,9 @@ func (a *app) runTriggersShow(cmd *cobra.Command, f *triggersShowFlags, args []s
 	}
 	conventions := triggersConventions(&got.TriggersInfo)
 	conventions["norm"] = string(got.Norm)
+	if err := a.draw(cmd, &f.plots, "engram triggers show", conventions, sheetsParts(got)...); err != nil {
+		return err
+	}
 	return a.print("trigger-sheets", got, conventions, func(p *page) { writeSheets(p, got, f.histogram) })
 }
 

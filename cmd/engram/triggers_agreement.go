@@ -10,7 +10,10 @@ import (
 	"github.com/engram-go/engram/probes"
 )
 
-type agreementFlags struct{ index, tail, norm string }
+type agreementFlags struct {
+	index, tail, norm string
+	plots             plotFlags
+}
 
 func (a *app) triggersAgreementCommand() *cobra.Command {
 	var f agreementFlags
@@ -23,6 +26,7 @@ func (a *app) triggersAgreementCommand() *cobra.Command {
 	fl.StringVarP(&f.index, "index", "i", triggersFile, "index that triggers build wrote")
 	fl.StringVar(&f.tail, "tail", "positive", "positive, or negative for the other end of gated FFNs and of values")
 	fl.StringVar(&f.norm, "norm", "", "convention of the projection: raw, gain or gain-nocenter")
+	f.plots.register(cmd)
 	_ = cmd.MarkFlagFilename("index", "safetensors")
 	return cmd
 }
@@ -31,6 +35,9 @@ func (a *app) runAgreement(cmd *cobra.Command, f *agreementFlags) (err error) {
 	opts := probes.AgreementOptions{Norm: probes.Norm(f.norm)}
 	if opts.Tail, err = probes.ParseTail(f.tail); err != nil {
 		return usagef("--tail: %w", err)
+	}
+	if err := f.plots.check(cmd); err != nil {
+		return err
 	}
 	if opts.Index, err = openIndex(f.index); err != nil {
 		return err
@@ -51,6 +58,9 @@ func (a *app) runAgreement(cmd *cobra.Command, f *agreementFlags) (err error) {
 	conventions := triggersConventions(&opts.Index.TriggersInfo)
 	conventions["norm"] = string(got.Norm)
 	conventions["rank"] = "0 is the largest entry of the projection, equals by ascending id"
+	if err := a.draw(cmd, &f.plots, "engram triggers agreement", conventions, agreementParts(got)...); err != nil {
+		return err
+	}
 	return a.print("agreement", got, conventions, func(p *page) { writeAgreement(p, got) })
 }
 
