@@ -36,7 +36,7 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, or index")
+	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, index, or triggers")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
@@ -76,6 +76,8 @@ func bench(dir, name string, threads, rounds int, only string) error {
 		return loading(filepath.Join(dir, "gpt2-4gib"))
 	case "index":
 		return index(be, filepath.Join(dir, "gpt2-medium"), threads)
+	case "triggers":
+		return triggersBench(be, filepath.Join(dir, "gpt2-small"), threads, rounds)
 	}
 	if err := compareAll(be, filepath.Join(dir, "gpt2-small"), &small, jobs(), threads, rounds, only); err != nil {
 		return err

@@ -5,8 +5,11 @@ jobs: forward B T · gradient B T · generate N "prompt ids" (greedy, transforme
 forward computes logits of the last position only, as engram does; gradient adds the backward pass for activations
 (weights need no gradient) from logit 7 − logit 11 at the last position of every row. knowledge is captum's way to integrated gradients of log P(7) by the coefficients of the
 last position: for each layer a whole forward pass with a row for each step, and a backward pass to that layer.
+states B T runs the blocks alone. triggers B T N K is a loop over N such batches that keeps the coefficients of a batch by
+forward hooks, takes the best position of every row, and merges the rows with the K best so far by torch.topk. resident
+prints MiB instead of seconds, the largest resident size so far.
 """
-import json, os, sys, time
+import json, os, resource, sys, time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -63,10 +66,40 @@ def knowledge(t, steps):
     return torch.stack(out)
 
 
-jobs = {"forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge}
+def states(b, t):
+    with torch.no_grad():
+        return model.transformer(input_ids=ids(b, t), use_cache=False).last_hidden_state
+
+
+def triggers(b, t, n, k):
+    blocks, kept = model.transformer.h, {}
+    hooks = [h.mlp.c_proj.register_forward_pre_hook(lambda _, a, l=l: kept.__setitem__(l, a[0])) for l, h in enumerate(blocks)]
+    d = blocks[0].mlp.c_proj.weight.shape[0]
+    best = torch.full((len(blocks), k, d), -torch.inf)
+    where = torch.full((len(blocks), k, d, 2), -1, dtype=torch.int32)
+    with torch.no_grad():
+        for i in range(n):
+            model.transformer(input_ids=ids(b, t), use_cache=False)
+            for l, x in kept.items():
+                value, position = x[:, 1:].max(1)
+                sequence = torch.arange(i * b, (i + 1) * b, dtype=torch.int32)[:, None].expand(b, d)
+                found = torch.cat([where[l], torch.stack([sequence, position.int() + 1], -1)])
+                best[l], index = torch.topk(torch.cat([best[l], value]), k, 0)
+                where[l] = found.gather(0, index[..., None].expand(k, d, 2))
+            kept.clear()
+    for h in hooks:
+        h.remove()
+    return best, where
+
+
+def resident():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+jobs = {"states": states, "triggers": triggers, "resident": resident, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge}
 print("ready", torch.__version__, transformers.__version__, flush=True)
 for line in sys.stdin:
     name, *args = line.split()
     start = time.perf_counter()
-    jobs[name](*map(int, args))
-    print(time.perf_counter() - start, flush=True)
+    got = jobs[name](*map(int, args))
+    print(got if isinstance(got, float) else time.perf_counter() - start, flush=True)

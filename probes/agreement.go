@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 
 	"github.com/engram-go/engram/transformer"
@@ -12,8 +13,9 @@ import (
 // AgreementOptions say which index to compare with the values. Index is needed.
 type AgreementOptions struct {
 	Index *TriggerIndex
-	Norm  Norm // of the values' projection, a linear one; "" means DefaultNorm
-	Tail  Tail // Positive, or Negative to compare −v with the examples of that tail; "" means Positive
+	Norm  Norm   // of the values' projection, a linear one; "" means DefaultNorm
+	Tail  Tail   // Positive, or Negative to compare −v with the examples of that tail; "" means Positive
+	Seed  uint64 // of the permutation that Permuted1 is by
 }
 
 // AgreementResult is how far keys and values agree, by layer.
@@ -23,6 +25,7 @@ type AgreementResult struct {
 	Top    int              `json:"top"` // examples of each memory
 	Corpus string           `json:"corpus"`
 	Chance float64          `json:"chance"` // 1/V, what a random token would agree in
+	Seed   uint64           `json:"seed"`
 	Layers []AgreementLayer `json:"layers"`
 }
 
@@ -36,6 +39,8 @@ type AgreementLayer struct {
 	// paper's agreement rate; NextK the share where it is that of any example.
 	Next1 float64 `json:"next_at_1"`
 	NextK float64 `json:"next_at_k"`
+	// Permuted1 is Next1 with the values permuted among the layer's memories, what agrees by chance.
+	Permuted1 float64 `json:"permuted_next_at_1"`
 	// PrecisionK is the mean share of the examples with a next token that have the top token there.
 	PrecisionK float64 `json:"precision_at_k"`
 	// LastInput1 is the share of memories whose value's top token is the last token of the first example's prefix.
@@ -71,6 +76,7 @@ func Agreement(ctx context.Context, m *transformer.Model, opts AgreementOptions)
 	}
 	out := &AgreementResult{
 		Norm: p.norm, Tail: opts.Tail, Top: opts.Index.Top, Corpus: opts.Index.Corpus, Chance: 1 / float64(m.Config.Vocab),
+		Seed: opts.Seed,
 	}
 	for l := range m.Config.Layers {
 		a := &agreement{m: m, opts: &opts, p: p}
@@ -91,6 +97,8 @@ type agreement struct {
 
 	inputs int // memories with an example
 	ranks  []int
+	tops   []int // of the values of memories with a next token
+	next   []int // first next tokens
 }
 
 func (a *agreement) layer(ctx context.Context, l int) error {
@@ -154,7 +162,8 @@ func (a *agreement) memory(n transformer.Neuron, logits []float32) error {
 	a.out.Next1 += one(next[0] == top)
 	a.out.NextK += one(hits > 0)
 	a.out.PrecisionK += share(hits, len(next))
-	a.ranks = append(a.ranks, rankIn(logits, next[0]))
+	a.ranks, a.tops = append(a.ranks, rankIn(logits, next[0])), append(a.tops, top)
+	a.next = append(a.next, next[0])
 	return nil
 }
 
@@ -169,6 +178,9 @@ func (a *agreement) average() AgreementLayer {
 		return o
 	}
 	o.Next1, o.NextK, o.PrecisionK = o.Next1/n, o.NextK/n, o.PrecisionK/n
+	for i, j := range rand.New(rand.NewPCG(a.opts.Seed, uint64(o.Layer))).Perm(len(a.tops)) {
+		o.Permuted1 += one(a.tops[j] == a.next[i]) / n
+	}
 	slices.Sort(a.ranks)
 	for _, r := range a.ranks {
 		o.RankMean += float64(r) / n

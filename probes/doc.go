@@ -18,6 +18,7 @@
 //	EarlyExit         leaving the model where its dominant memories have decided
 //	Triggers          which texts each memory answers to, as a file; TriggerSheets shows them
 //	Agreement         whether values promote what follows the examples of their keys
+//	PredictiveValues  the values that are surest of a token
 //	Patterns          what the examples of memories have in common
 //	TokenAblation     what is left of a coefficient when a token of the example is missing
 //	Records           all that is known of a memory in a corpus

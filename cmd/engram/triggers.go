@@ -33,7 +33,7 @@ func (a *app) triggersCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		a.triggersBuildCommand(), a.triggersShowCommand(), a.triggersMergeCommand(), a.triggersAgreementCommand(),
-		a.triggersPatternsCommand(), a.triggersAblationCommand(), a.triggersRecordsCommand(),
+		a.triggersPredictiveCommand(), a.triggersPatternsCommand(), a.triggersAblationCommand(), a.triggersRecordsCommand(),
 	)
 	return cmd
 }

@@ -57,6 +57,7 @@ func (a *app) runAgreement(cmd *cobra.Command, f *agreementFlags) (err error) {
 	}
 	conventions := triggersConventions(&opts.Index.TriggersInfo)
 	conventions["norm"] = string(got.Norm)
+	conventions["permuted"] = "next@1 with the values permuted among the memories of the layer"
 	conventions["rank"] = "0 is the largest entry of the projection, equals by ascending id"
 	if err := a.draw(cmd, &f.plots, "engram triggers agreement", conventions, agreementParts(got)...); err != nil {
 		return err
@@ -66,13 +67,13 @@ func (a *app) runAgreement(cmd *cobra.Command, f *agreementFlags) (err error) {
 
 func writeAgreement(p *page, r *probes.AgreementResult) {
 	t := &table{header: []string{
-		">layer", ">memories", ">next@1", fmt.Sprintf(">next@%d", r.Top), ">precision", ">last input", ">mean rank",
-		">median",
+		">layer", ">memories", ">next@1", ">permuted", fmt.Sprintf(">next@%d", r.Top), ">precision", ">last input",
+		">mean rank", ">median",
 	}}
 	for _, l := range r.Layers {
-		t.add(strconv.Itoa(l.Layer), strconv.Itoa(l.Memories), numfmt.Percent(l.Next1), numfmt.Percent(l.NextK),
-			numfmt.Percent(l.PrecisionK), numfmt.Percent(l.LastInput1), fmt.Sprintf("%.1f", l.RankMean),
-			fmt.Sprintf("%.1f", l.RankMedian))
+		t.add(strconv.Itoa(l.Layer), strconv.Itoa(l.Memories), numfmt.Percent(l.Next1), numfmt.Percent(l.Permuted1),
+			numfmt.Percent(l.NextK), numfmt.Percent(l.PrecisionK), numfmt.Percent(l.LastInput1),
+			fmt.Sprintf("%.1f", l.RankMean), fmt.Sprintf("%.1f", l.RankMedian))
 	}
 	p.table(t)
 	p.line(fmt.Sprintf("projection %s, %s tail; a random token would agree in %s",

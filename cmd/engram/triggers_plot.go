@@ -59,6 +59,7 @@ func agreementParts(r *probes.AgreementResult) []plot.Part {
 			{Name: fmt.Sprintf("next@%d", r.Top)},
 			{Name: "precision"},
 			{Name: "last input"},
+			{Name: "permuted values"},
 			{Name: "chance"},
 		},
 	}
@@ -69,7 +70,7 @@ func agreementParts(r *probes.AgreementResult) []plot.Part {
 	for _, l := range r.Layers {
 		name := strconv.Itoa(l.Layer)
 		shares.Ticks, ranks.Ticks = append(shares.Ticks, name), append(ranks.Ticks, name)
-		for i, v := range []float64{l.Next1, l.NextK, l.PrecisionK, l.LastInput1, r.Chance} {
+		for i, v := range []float64{l.Next1, l.NextK, l.PrecisionK, l.LastInput1, l.Permuted1, r.Chance} {
 			shares.Series[i].Y = append(shares.Series[i].Y, v)
 		}
 		for i, v := range []float64{l.RankMean, l.RankMedian} {
