@@ -24,9 +24,9 @@ const (
 )
 
 // triggersBench finds the triggers of all memories of a checkpoint of GPT-2 small's shape, in turn with a loop in
-// PyTorch that keeps the coefficients of a batch by forward hooks and the best sequences by torch.topk. The times are of
-// the batches alone, without reading the corpus and writing the index. A last line says what keeping four times as many
-// examples costs.
+// PyTorch that keeps the coefficients of a batch by forward hooks and the best sequences by torch.topk. The times are
+// of the batches alone, without reading the corpus and writing the index. A last line says what keeping four times as
+// many examples costs.
 func triggersBench(be compute.Backend, dir string, threads, rounds int) error {
 	if err := makeCheckpoint(dir, small); err != nil {
 		return err

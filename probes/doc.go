@@ -24,7 +24,6 @@
 //	Records           all that is known of a memory in a corpus
 //	Concepts          what values stand for, with the user's labels
 //	Factors           which memories are active together in a text
-//	LogitAttribution  what each sublayer and head adds to a logit
 //	Values            which tokens the value of a memory stands for
 //	Effect            what interventions on memories, heads and directions do to a prompt
 //	Direction         a vector to steer along

@@ -42,7 +42,7 @@ func (a *app) lensCommand() *cobra.Command {
 		"file of lens tuned, jacobian or future: its maps come before the unembedding")
 	_ = cmd.MarkFlagFilename("lens", "safetensors")
 	cmd.Flags().BoolVar(&f.grid, "grid", false, "one column for each position, with the top token alone")
-	cmd.AddCommand(a.tunedLensCommand(), a.jacobianLensCommand(), a.futureLensCommand(), a.directLensCommand())
+	cmd.AddCommand(a.tunedLensCommand(), a.jacobianLensCommand(), a.futureLensCommand())
 	return cmd
 }
 
