@@ -165,8 +165,10 @@ func TestLabels(t *testing.T) {
 	if err := labels.Set(a, n, "two\nlines"); !errors.Is(err, probes.ErrLabels) {
 		t.Errorf("two lines: %v", err)
 	}
-	for i, text := range []string{"", "{", `{"schema":"engram.labels","schema_version":2}`, `{"schema":"x","schema_version":1}`,
-		`{"schema":"engram.labels","schema_version":1,"models":{"f":{"labels":{"N3":"x"}}}}`} {
+	for i, text := range []string{
+		"", "{", `{"schema":"engram.labels","schema_version":2}`, `{"schema":"x","schema_version":1}`,
+		`{"schema":"engram.labels","schema_version":1,"models":{"f":{"labels":{"N3":"x"}}}}`,
+	} {
 		bad := filepath.Join(t.TempDir(), fmt.Sprint(i))
 		if err := os.WriteFile(bad, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
