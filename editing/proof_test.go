@@ -1,6 +1,7 @@
 package editing_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -134,6 +135,83 @@ func TestProofMEMITEqualsTheReference(t *testing.T) {
 		}
 		scores := scored(t, m, batch, got)
 		within(t, name, scores, ref.Table[fmt.Sprintf("lambda %g", ref.Lambda)], 1.5)
+	}
+}
+
+// TestProofSweepEqualsTheReference: the sweep over all layers of facts-a scores each as the authors' code does, and finds
+// block 0.
+func TestProofSweepEqualsTheReference(t *testing.T) {
+	m := proofModel(t)
+	var ref struct {
+		Records int
+		Layers  map[string]json.RawMessage
+	}
+	readJSON(t, shared(t, "checkpoints", "facts-a", "reference", "layer_sweep.json"), &ref)
+	var edits referenceEdits
+	readJSON(t, shared(t, "checkpoints", "facts-a", "reference", "rome.json"), &edits)
+	got, err := editing.Tune(t.Context(), m, editing.TuneOptions{
+		Records: factsRecords(t)[:ref.Records], Clamps: []float64{3}, Settings: editing.Settings{Contexts: edits.Contexts},
+		Statistics: func(_ context.Context, layer int) (*editing.Statistics, error) { return collected(t, m, layer), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range got.Trials {
+		var want map[string]json.RawMessage
+		var row table
+		if err := json.Unmarshal(ref.Layers[strconv.Itoa(x.Layer)], &want); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(want["r-ROME"], &row); err != nil {
+			t.Fatal(err)
+		}
+		within(t, fmt.Sprintf("layer %d", x.Layer), x.Scores, row, 1.5)
+	}
+	if got.Trials[got.Best].Layer != 0 {
+		t.Errorf("layer %d is taken for the best", got.Trials[got.Best].Layer)
+	}
+}
+
+// TestProofBatchesOfEveryMethod: the same twenty facts at once by every method that takes batches, and one by one by the
+// others; of those that know the keys' statistics most facts are to be reached and neighbours to stay.
+func TestProofBatchesOfEveryMethod(t *testing.T) {
+	m := proofModel(t)
+	var ref referenceBatch
+	readJSON(t, shared(t, "checkpoints", "facts-a", "reference", "memit_one_layer.json"), &ref)
+	c, records := factsStatistics(t, m), factsRecords(t)[:len(ref.Cases)]
+	var facts []editing.Request
+	for _, r := range records {
+		facts = append(facts, r.Request)
+	}
+	for _, x := range []struct {
+		method editing.Method
+		lambda float64
+		es, ns float64 // at least
+	}{
+		{editing.MethodMEMIT, 100, 80, 90}, {editing.MethodEMMET, 0, 80, 90}, {editing.MethodAlphaEdit, 1, 80, 80},
+		{editing.MethodPMET, 100, 80, 90}, {editing.MethodRROME, 0, 0, 0}, {editing.MethodFTM, 0, 0, 0},
+		{editing.MethodKN, 0, 0, 0},
+	} {
+		s := editing.Settings{Statistics: []*editing.Statistics{c}, Layers: []int{0}, Contexts: ref.Contexts}
+		s.Lambda = x.lambda
+		editor, err := editing.NewEditor(x.method, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		edits, err := editor.Edit(t.Context(), m, facts, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := scored(t, m, records, edits)
+		norm := 0.0
+		for _, e := range edits {
+			norm = max(norm, e.NormRatio)
+		}
+		t.Logf("%-10s ES %.1f EM %.1f PS %.1f PM %.1f NS %.1f NM %.1f S %.1f, ‖ΔW‖/‖W‖ %.2f",
+			x.method, got.ES, got.EM, got.PS, got.PM, got.NS, got.NM, got.Score, norm)
+		if got.ES < x.es || got.NS < x.ns {
+			t.Errorf("%s: ES %.1f and NS %.1f, want %g and %g", x.method, got.ES, got.NS, x.es, x.ns)
+		}
 	}
 }
 
