@@ -188,8 +188,12 @@ func TestProofBatchesOfEveryMethod(t *testing.T) {
 		lambda float64
 		es, ns float64 // at least
 	}{
-		{editing.MethodMEMIT, 100, 80, 90}, {editing.MethodEMMET, 0, 80, 90}, {editing.MethodAlphaEdit, 1, 80, 80},
-		{editing.MethodPMET, 100, 80, 90}, {editing.MethodRROME, 0, 0, 0}, {editing.MethodFTM, 0, 0, 0},
+		{editing.MethodMEMIT, 100, 80, 90},
+		{editing.MethodEMMET, 0, 80, 90},
+		{editing.MethodAlphaEdit, 1, 80, 80},
+		{editing.MethodPMET, 100, 80, 90},
+		{editing.MethodRROME, 0, 0, 0},
+		{editing.MethodFTM, 0, 0, 0},
 		{editing.MethodKN, 0, 0, 0},
 	} {
 		s := editing.Settings{Statistics: []*editing.Statistics{c}, Layers: []int{0}, Contexts: ref.Contexts}
