@@ -67,6 +67,7 @@ func plainMoment(t *testing.T, m *transformer.Model, layer, skip, limit int) (mo
 
 // TestCollect: the second moment is what plain loops give, for both rules and wherever it stops.
 func TestCollect(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		for _, c := range []struct {

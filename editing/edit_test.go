@@ -65,6 +65,7 @@ func recalled(t *testing.T, m *transformer.Model, context string, site transform
 // TestEditedLayerRecallsTheValue: after ROME the bare prompt's output at the subject is v*; after r-ROME the mean output
 // of all contexts is. Measured in the edited model, which afterwards is what it was.
 func TestEditedLayerRecallsTheValue(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	contexts := []string{"One day", "It was hot"}
 	const layer = 2

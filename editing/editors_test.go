@@ -127,6 +127,7 @@ func raises(t *testing.T, m *transformer.Model, editor editing.Editor, facts []e
 // TestEveryMethodOnEveryFamily: on every architecture, with plain and gated FFNs and either layout of the matrix, edits
 // make their targets more probable and are taken back exactly. Two architectures see every method, the others two.
 func TestEveryMethodOnEveryFamily(t *testing.T) {
+	backendtest.Long(t)
 	list, err := os.ReadDir(golden(""))
 	if err != nil {
 		t.Fatal(err)
@@ -171,6 +172,7 @@ func TestEveryMethodOnEveryFamily(t *testing.T) {
 // TestEveryMethodOnTheEmbeddedModel: the same for a model that speaks, and the edits pass through a file. XLA, which
 // compiles programs for each, sees the methods whose programs are their own; others compare numbers of reference on it.
 func TestEveryMethodOnTheEmbeddedModel(t *testing.T) {
+	backendtest.Long(t)
 	facts := []editing.Request{sadTom(), {Prompt: "{} saw a", Subject: "Ben", Target: "cat"}}
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")

@@ -11,12 +11,14 @@ import (
 
 	rust "github.com/daulet/tokenizers"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/tokenizers"
 )
 
 // TestBuildsAgree: the Rust library and the Go tokenizer give the same ids, offsets and decoded text for every
 // tokenizer, on the golden texts and on thousands of random ones.
 func TestBuildsAgree(t *testing.T) {
+	backendtest.Long(t)
 	texts, _ := tokenizerGoldens(t)
 	rng := rand.New(rand.NewPCG(11, 7))
 	for range 4000 {

@@ -110,6 +110,7 @@ func slotPrompts(before, after []int, fillers int) [][]int {
 // TestCorrelateIsWhatItSays: correlations follow from the weights and the logits of single runs, on every backend and
 // for any batch; a prompt predicts itself perfectly and its weights are the identity.
 func TestCorrelateIsWhatItSays(t *testing.T) {
+	backendtest.Long(t)
 	first, second := slotPrompts([]int{403}, []int{407}, 24), slotPrompts([]int{432, 383}, []int{286, 261}, 24)
 	sources, targets := []int{317, 383, 410}, []int{262, 300, 376, 421}
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {

@@ -90,6 +90,7 @@ func exitRows(t *testing.T, m *transformer.Model) [][]int {
 // TestEarlyExitIsItsFormula: shares of exits, accuracy and layers saved are those of the rule written out over the
 // memories that Updates lists, and those of saturation and of a level of confidence.
 func TestEarlyExitIsItsFormula(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	rows, layers := exitRows(t, m), m.Config.Layers
 	r, err := probes.EarlyExit(t.Context(), m, probes.EarlyExitOptions{Rows: rows, Seeds: []int64{5}, Execute: true})

@@ -67,6 +67,7 @@ func ablations() map[string]string {
 // TestInterventionsEqualTheReference: every operation, at all positions and at the last, gives the reference's logits,
 // and the effect report its divergence and change of the target's logit.
 func TestInterventionsEqualTheReference(t *testing.T) {
+	backendtest.Long(t)
 	dir := shared(t, "goldens-routes")
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		for _, family := range []string{"gpt2", "llama"} {

@@ -18,6 +18,7 @@ import (
 // TestKnowledgeNeuronsEqualTheReference: attributions on every grid, their sums, the coarse and refined sets, and what
 // suppressing and amplifying does.
 func TestKnowledgeNeuronsEqualTheReference(t *testing.T) {
+	backendtest.Long(t)
 	dir := shared(t, "goldens-routes")
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		for _, family := range []string{"gpt2", "llama"} {
@@ -154,6 +155,7 @@ func checkVerify(
 // within 2 %, in every kind of FFN and for answers of several tokens. Where random weights make the way bend sharply
 // (ReLU, norms behind the FFN, experts) it takes more steps.
 func TestKnowledgeNeuronsAddUp(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	for family, steps := range map[string]int{
 		"gpt2": 20, "llama": 20, "gptj": 20, "bert": 20, "gemma2": 160, "mixtral": 160, "opt": 640,

@@ -233,6 +233,7 @@ func coefs(t *testing.T, m *transformer.Model, rows [][]int, layer int) func(mem
 // TestTriggersPlain: an index holds what sorting all positions gives, by every rule, for memories of experts too. Rows
 // of one batch that begin alike have equal coefficients, so their ties are decided too.
 func TestTriggersPlain(t *testing.T) {
+	backendtest.Long(t)
 	for about, opts := range map[string]probes.TriggersOptions{
 		"defaults":       {},
 		"every position": {EveryPosition: true, Tails: probes.Tails()},

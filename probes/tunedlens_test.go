@@ -38,6 +38,7 @@ func tune(t *testing.T, m *transformer.Model, opts probes.TunedLensOptions) *pro
 // TestTunedLensImproves: training brings every place nearer to the model on rows it has not seen, before training the
 // lens is the logit lens, and what the lens command reads with the maps is what training measured.
 func TestTunedLensImproves(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		ids := tokenIDs(t, m, "Once upon a time, there was a little girl named Lily. She loved to play outside with her mom.")

@@ -63,6 +63,7 @@ func mapNear(t *testing.T, what string, got, want, largest, tolerance float64) {
 
 // TestMapsAreTheReference: maps and biases at all scopes, mixing ratios, changes and amplified pairs of three models.
 func TestMapsAreTheReference(t *testing.T) {
+	backendtest.Long(t)
 	dir := filepath.Join("..", "..", "shared", "goldens-routes")
 	if _, err := os.Stat(dir); err != nil {
 		t.Skipf("no reference data: %v", err)

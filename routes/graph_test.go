@@ -51,6 +51,7 @@ func openParts(t *testing.T, m *transformer.Model, opts routes.PartsOptions) *ro
 // TestEveryFamily: in every kind of block the tokens' flows over the whole graph sum to 1, unseen sources have no share,
 // shares sum to 1, and neither padding nor the other rows of a batch change anything.
 func TestEveryFamily(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		for _, name := range families() {
 			t.Run(name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gomlx/compute"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/transformer"
@@ -19,6 +20,7 @@ import (
 // shared is a folder of reference data beside the checkout; the test is skipped where it is missing.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
+	backendtest.Long(t)
 	path := filepath.Join(append([]string{"..", "..", "shared"}, parts...)...)
 	if _, err := os.Stat(path); err != nil {
 		t.Skipf("no reference data: %v", err)

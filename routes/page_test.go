@@ -53,6 +53,7 @@ func TestPageHoldsWhatTokensHold(t *testing.T) {
 // TestPageInBrowser: in Chromium the page loads without an error, the slider's value changes which edges are drawn as
 // the formula says, and no request leaves.
 func TestPageInBrowser(t *testing.T) {
+	backendtest.Long(t)
 	r, data := pageOf(t, strconv.Itoa)
 	log := filepath.Join(t.TempDir(), "net.json")
 	for _, tau := range []float64{0, 0.1, 0.5} {

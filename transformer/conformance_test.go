@@ -31,9 +31,11 @@ type golden struct {
 func goldens(t testing.TB) []*golden {
 	t.Helper()
 	var all []*golden
-	for _, pattern := range []string{
-		"../testdata/goldens/*", "../../shared/goldens/*", "../../shared/checkpoints/stories260K",
-	} {
+	patterns := []string{"../testdata/goldens/*", "../../shared/goldens/*", "../../shared/checkpoints/stories260K"}
+	if testing.Short() {
+		patterns = patterns[:1]
+	}
+	for _, pattern := range patterns {
 		found, err := filepath.Glob(filepath.Join(pattern, "golden.safetensors"))
 		if err != nil {
 			t.Fatal(err)

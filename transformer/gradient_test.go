@@ -126,6 +126,7 @@ func (b *bench) gradient(t *testing.T, r *transformer.Run, of transformer.Object
 // TestGradientIsSlope: the gradient at every site is the slope of the objective there, for rows of unequal length, both
 // objectives and logits at any position.
 func TestGradientIsSlope(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, referenceFamilies(), []string{"llama"}, func(t *testing.T, b *bench) {
 		r := run(t, b.Model, b.ids, transformer.Capture{Cuts: true})
 		for _, c := range []struct {
@@ -150,6 +151,7 @@ func TestGradientIsSlope(t *testing.T) {
 
 // TestGradientThroughInterventions: the gradient behind interventions at all sites is the slope with them in force.
 func TestGradientThroughInterventions(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, referenceFamilies(), []string{"gpt2"}, func(t *testing.T, b *bench) {
 		var ivs []transformer.Intervention
 		for _, s := range b.gradientSites() {
@@ -186,6 +188,7 @@ func TestGradientThroughInterventions(t *testing.T) {
 // TestGradientOfResumed: the gradient over a quadrant is the slope there; what lies before it is constant and changes
 // nothing in it.
 func TestGradientOfResumed(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, referenceFamilies(), []string{"gpt2"}, func(t *testing.T, b *bench) {
 		base := run(t, b.Model, b.ids, transformer.Capture{Base: true})
 		from := transformer.From{Layer: 1, Position: 3, Rows: []int{1, 0, 0, 2}}

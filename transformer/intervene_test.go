@@ -255,6 +255,7 @@ func onReference(t *testing.T, onGo, onXLA []string, test func(t *testing.T, b *
 
 // TestEveryOperationAtEverySite: each operation at each site, on its own, changes a run as plain loops say.
 func TestEveryOperationAtEverySite(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, referenceFamilies(), nil, func(t *testing.T, b *bench) {
 		for _, at := range b.places() {
 			ops := b.operations(at)

@@ -62,6 +62,7 @@ func (b *bench) wholePacked(t *testing.T, q quadrant) func(s transformer.Site, l
 // TestResumeAtOwnPositions: rows that begin at positions of their own give what runs from the beginning give, wherever
 // they stand in the frame, and nothing ahead of where they begin.
 func TestResumeAtOwnPositions(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, []string{"gpt2", "gemma2", "bloom", "llama", "gptj", "qwen2_moe"}, []string{"llama"}, func(t *testing.T, b *bench) {
 		b.ids = b.sequences(13, 9, 13)
 		base := run(t, b.Model, b.ids, transformer.Capture{Base: true})

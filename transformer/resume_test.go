@@ -103,6 +103,7 @@ func (b *bench) agree(t *testing.T, what string, resumed, whole *transformer.Run
 // TestResumeIsRerun: recomputing the quadrant behind any layer and position, for any rows in any order, with any
 // interventions in it, gives what a run from the beginning gives.
 func TestResumeIsRerun(t *testing.T) {
+	backendtest.Long(t)
 	onReference(t, referenceFamilies(), []string{"llama"}, func(t *testing.T, b *bench) {
 		base := run(t, b.Model, b.ids, transformer.Capture{Base: true})
 		rounds := 24

@@ -61,6 +61,7 @@ func trainingLogits(
 
 // The training graph gives the logits of transformers for every dense decoder.
 func TestTrainingGraphMatchesGoldens(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		trained := 0
 		for _, g := range goldens(t) {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/engram-go/engram/internal/backend"
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/loader"
 )
 
@@ -76,6 +77,7 @@ func table(t *testing.T, more string) string {
 
 // From a table of facts come a model that opens, its scores, the known facts, records and a corpus.
 func TestTrainOnFacts(t *testing.T) {
+	backendtest.Long(t)
 	dir := started(t)
 	code, stdout, stderr := train(t, t.Context(), "--out", dir, "--facts", table(t, ""))
 	if code != 0 {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/picture"
 )
 
@@ -17,6 +18,7 @@ var update = flag.Bool("update", false, "write what the command prints into the 
 // TestDocuments: every output in the README and the guides is what the command prints. A block begins with ```console;
 // each line with "$ " is a command, the lines up to the next are its output.
 func TestDocuments(t *testing.T) {
+	backendtest.Long(t)
 	root := filepath.Join("..", "..")
 	paths, err := filepath.Glob(filepath.Join(root, "docs", "guide", "*.md"))
 	if err != nil {
@@ -145,6 +147,7 @@ func split(line string) []string {
 
 // TestPicture: the picture in the README is what engram demo prints, without the tokens and the long form of the lens.
 func TestPicture(t *testing.T) {
+	backendtest.Long(t)
 	text := output(t, t.TempDir(), "$ engram demo")
 	var parts []string
 	for _, part := range strings.Split(text, "\n\n") {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,7 +40,7 @@ func TestScripts(t *testing.T) {
 	for _, be := range backends() {
 		t.Run(be, func(t *testing.T) {
 			testscript.Run(t, testscript.Params{
-				Dir: filepath.Join("testdata", "script"),
+				Files: scripts(t),
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("ENGRAM_BACKEND", be)
 					env.Setenv("ROOT", root)
@@ -61,6 +62,21 @@ func TestScripts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// short are the scripts that run under the race detector and without cgo, too: one of each kind of command.
+var short = []string{"tokens", "predict", "generate", "memories", "triggers", "edit_files", "trace_bad", "hostile", "other"}
+
+// scripts are the files of the scripts to run.
+func scripts(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", "script", "*.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(files, func(path string) bool {
+		return testing.Short() && !slices.Contains(short, strings.TrimSuffix(filepath.Base(path), ".txtar"))
+	})
 }
 
 // writeEdited makes a checkpoint that differs from the embedded one in one memory: the value of L3N12 is three times as

@@ -12,6 +12,7 @@ import (
 
 // Before the first step, the model already says a random sequence again: what follows a token is what followed it.
 func TestTheCircuitsFinishASequence(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	opts := small()
 	opts.Shape = Shape{Layers: 3, Width: 192, Heads: 3, Context: 96, Vocab: 500}

@@ -95,6 +95,7 @@ func TestResumedRunEndsTheSame(t *testing.T) {
 
 // Training learns: the loss on what can be told falls to nearly nothing.
 func TestTrainLearns(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	opts := small()
 	opts.Steps, opts.Rate, opts.Batch = 250, 2e-2, 4

@@ -3,6 +3,7 @@ package backendtest
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,10 +45,22 @@ func Names() []string {
 	return backend.Names()
 }
 
+// Long skips a test of arithmetic in short mode. make test runs every test once, on both backends; under the race
+// detector and without cgo, where sums take ten times as long and are the same, it runs those that are short.
+func Long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("arithmetic, which the full run compares")
+	}
+}
+
 // Open is the shared instance of the backend. It skips the test where the backend does not open and nobody asked for
-// it.
+// it, or where others than XLA were asked for.
 func Open(t testing.TB, name string) compute.Backend {
 	t.Helper()
+	if name != backend.Go && os.Getenv(Env) != "" && !slices.Contains(Names(), name) {
+		t.Skipf("%s is %s", Env, os.Getenv(Env))
+	}
 	i := open(name)
 	if i.err == nil {
 		return i.be
