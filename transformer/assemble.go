@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -186,18 +187,25 @@ func (c *copier) eachBlock(do func(rows []float32, from, at int), in int) {
 	})
 }
 
-// parallel splits [0,n) over the processors.
+// parallel splits [0,n) over the processors. A panic of one part is the caller's, and so is a fault: a mapped file may
+// have become shorter since it was opened.
 func parallel(n int, do func(from, to int)) {
 	workers := min(runtime.GOMAXPROCS(0), n)
-	if workers <= 1 {
-		do(0, n)
-		return
-	}
+	failures := make([]any, workers)
 	var wg sync.WaitGroup
 	for i := range workers {
-		wg.Go(func() { do(i*n/workers, (i+1)*n/workers) })
+		wg.Go(func() {
+			defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+			defer func() { failures[i] = recover() }()
+			do(i*n/workers, (i+1)*n/workers)
+		})
 	}
 	wg.Wait()
+	for _, p := range failures {
+		if p != nil {
+			panic(p)
+		}
+	}
 }
 
 // widenTo converts len(dst) stored values from the element offset on.

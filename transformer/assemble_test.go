@@ -254,3 +254,18 @@ func TestSwapAxes(t *testing.T) {
 		}
 	}
 }
+
+// TestAPanicOfAPartIsTheCallers, so that whoever guards the call guards its parts.
+func TestAPanicOfAPartIsTheCallers(t *testing.T) {
+	defer func() {
+		if p := recover(); p != "part 7" {
+			t.Errorf("recovered %v", p)
+		}
+	}()
+	parallel(8, func(from, to int) {
+		if to == 8 {
+			panic("part 7")
+		}
+	})
+	t.Error("the panic is lost")
+}

@@ -3,10 +3,12 @@ package tui
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
 	tea "github.com/charmbracelet/bubbletea"
+	"github.com/muesli/termenv"
 
 	"github.com/engram-go/engram/probes"
 )
@@ -129,5 +131,51 @@ func TestListsOfTokens(t *testing.T) {
 	}
 	if got := a.vectors([]probes.VectorToken{{ID: 4}, {ID: 1}, {ID: 99}}, 3); got != `·Paris \xe2\x82 <id 99>` {
 		t.Errorf("vectors %q", got)
+	}
+}
+
+// TestTheEnvironmentIsTheUsers: what keeps Bubble Tea from asking the terminal is gone when the package is initialised.
+func TestTheEnvironmentIsTheUsers(t *testing.T) {
+	if os.Getenv("CI") == "engram" {
+		t.Error("the variable that package quiet sets is left")
+	}
+}
+
+// TestThemes: the environment says how many colours there are, and a name or the terminal what the background is.
+func TestThemes(t *testing.T) {
+	for env, want := range map[string]termenv.Profile{
+		"NO_COLOR=1 TERM=xterm-256color": termenv.Ascii, "TERM=dumb": termenv.Ascii, "": termenv.Ascii,
+		"TERM=xterm COLORTERM=truecolor": termenv.TrueColor, "TERM=xterm-256color": termenv.ANSI256,
+		"TERM=screen": termenv.ANSI256, "TERM=linux": termenv.ANSI,
+	} {
+		if got := profileOf(environ(env)); got != want {
+			t.Errorf("%q has profile %v, want %v", env, got, want)
+		}
+	}
+	for _, c := range []struct {
+		name, env string
+		want      bool
+	}{
+		{"", "", true},
+		{"", "COLORFGBG=0;15", false},
+		{"", "COLORFGBG=15;0", true},
+		{"light", "COLORFGBG=15;0", false},
+		{"dark", "COLORFGBG=0;15", true},
+	} {
+		if got := isDark(c.name, environ(c.env)); got != c.want {
+			t.Errorf("%+v: dark is %v", c, got)
+		}
+	}
+}
+
+// environ is an environment written as NAME=VALUE pairs.
+func environ(text string) func(string) string {
+	return func(name string) string {
+		for _, pair := range strings.Fields(text) {
+			if n, v, _ := strings.Cut(pair, "="); n == name {
+				return v
+			}
+		}
+		return ""
 	}
 }

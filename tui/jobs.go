@@ -107,7 +107,12 @@ type panicError struct {
 }
 
 // Error says what happened; the log has where.
-func (e *panicError) Error() string { return fmt.Sprintf("internal error: %v", e.value) }
+func (e *panicError) Error() string {
+	if _, fault := e.value.(interface{ Addr() uintptr }); fault {
+		return "a file that was open has changed: it is shorter than it was, or cannot be read any more"
+	}
+	return fmt.Sprintf("internal error: %v", e.value)
+}
 
 // guarded turns a panic into an error. Reading a mapped file that has become shorter is one as well.
 func guarded[T any](f func() (T, error)) (value T, err error) {

@@ -15,6 +15,10 @@ import (
 	tea "github.com/charmbracelet/bubbletea"
 	"github.com/charmbracelet/x/exp/teatest"
 	"golang.org/x/sys/unix"
+
+	"github.com/engram-go/engram/internal/backend/backendtest"
+	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/loader/embedded"
 )
 
 // TestStderrGoesToTheLog while the browser is open, also what is written to the descriptor behind Go's back, and comes
@@ -164,6 +168,40 @@ func TestTheLossOfTheModelFileIsAnError(t *testing.T) {
 	var p *panicError
 	if !errors.As(err, &p) {
 		t.Fatalf("reading what is gone gives %v", err)
+	}
+}
+
+// TestTheModelFileIsCutShort while the browser is open: what needs it fails with an error on the screen, and the browser
+// goes on.
+func TestTheModelFileIsCutShort(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "model")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range embedded.Files("stories") {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	be := backendtest.Open(t, "go")
+	a := quietApp(Options{Model: dir, Prompt: "Once upon a time", Open: func(
+		ctx context.Context, name string, _ func(string),
+	) (*Opened, error) {
+		m, err := loader.Open(ctx, name, loader.Options{Backend: be})
+		if err != nil {
+			return nil, err
+		}
+		return &Opened{Model: m, Backend: "go", Close: m.Close}, os.Truncate(filepath.Join(dir, "model.safetensors"), 0)
+	}})
+	d := newDriver(a, 120, 30)
+	for _, key := range []string{"2", "3", "1", "g"} {
+		d.keys(key)
+		checkFrame(t, d)
+	}
+	contains(t, d, "error: a file that was open has changed")
+	d.keys("q")
+	if err := a.Close(); err != nil || !d.quit {
+		t.Errorf("closed with %v, quit %v", err, d.quit)
 	}
 }
 
