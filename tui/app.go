@@ -3,6 +3,7 @@ package tui
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -104,7 +105,7 @@ type App struct {
 func New(opts Options) *App {
 	a := &App{opts: opts, now: time.Now, shownTokens: map[int]string{}, write: func(string) {}}
 	a.ctx, a.stopp = context.WithCancel(context.Background())
-	a.theme = themeFor(opts.Theme)
+	a.theme, a.dark = themeFor(opts.Theme), isDark(opts.Theme, os.Getenv)
 	a.state.Target = -1
 	a.screens = newScreens(a)
 	a.shown = max(0, a.screenNamed(opts.Screen))
