@@ -159,7 +159,9 @@ func AverageTrace(ctx context.Context, m *transformer.Model, opts AverageOptions
 		"seed": opts.Trace.Seed, "rng": opts.Trace.RNG, "subjects": hashOf(opts.Trace.Subjects),
 	}
 	j := job{path: opts.Journal, identity: id, progress: opts.Progress}
-	list, err := runJob(ctx, j, len(opts.Facts), func(i int) (factTrace, error) { return opts.trace(ctx, m, i) })
+	var list []factTrace
+	err := runJob(ctx, j, len(opts.Facts), func(i int) (factTrace, error) { return opts.trace(ctx, m, i) },
+		func(_ int, t factTrace) error { list = append(list, t); return nil })
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/engram-go/engram/transformer"
@@ -16,16 +15,35 @@ type CounterFactRecord struct {
 	Request      Request
 	Paraphrases  []string // the fact in other words
 	Neighborhood []string // other subjects, of which the old answer is true
+	Generation   []string // prompts to write on from
+	Relation     string   // names of the relation and of the new answer, which a reference text is looked up by
+	TargetID     string
 }
 
-// ParseCounterFact reads CounterFact's list of records.
+// counterFactRecord is a record in either form: CounterFact's own, or the flat one of EasyEdit's data.
+type counterFactRecord struct {
+	CaseID  int `json:"case_id"`
+	Rewrite *struct {
+		rewriteRecord
+		Relation string `json:"relation_id"`
+	} `json:"requested_rewrite"`
+	Paraphrases  []string `json:"paraphrase_prompts"`
+	Neighborhood []string `json:"neighborhood_prompts"`
+	Generation   []string `json:"generation_prompts"`
+
+	Prompt     string     `json:"prompt"`
+	Subject    string     `json:"subject"`
+	Target     targetText `json:"target_new"`
+	Old        string     `json:"ground_truth"`
+	Rephrased  string     `json:"rephrase_prompt"`
+	Locality   string     `json:"locality_prompt"`
+	LocalityIs string     `json:"locality_ground_truth"`
+}
+
+// ParseCounterFact reads CounterFact's list of records, or the flat form with one paraphrase and one neighbour. Errors
+// wrap ErrRequest.
 func ParseCounterFact(data []byte) ([]CounterFactRecord, error) {
-	var list []struct {
-		CaseID       int            `json:"case_id"`
-		Rewrite      *rewriteRecord `json:"requested_rewrite"`
-		Paraphrases  []string       `json:"paraphrase_prompts"`
-		Neighborhood []string       `json:"neighborhood_prompts"`
-	}
+	var list []counterFactRecord
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, fmt.Errorf("%w: not a list of CounterFact's records: %w", ErrRequest, err)
 	}
@@ -33,50 +51,63 @@ func ParseCounterFact(data []byte) ([]CounterFactRecord, error) {
 		return nil, fmt.Errorf("%w: no records", ErrRequest)
 	}
 	var out []CounterFactRecord
-	for i, r := range list {
-		if r.Rewrite == nil {
-			return nil, fmt.Errorf("%w: record %d has no requested_rewrite", ErrRequest, i)
-		}
-		w := r.Rewrite
-		q := Request{w.Prompt, w.Subject, string(w.TargetNew), string(w.TargetOld)}
-		if err := q.check(); err != nil {
+	for i := range list {
+		r, err := list[i].record()
+		if err != nil {
 			return nil, fmt.Errorf("record %d: %w", i, err)
 		}
-		if q.Old == "" {
-			return nil, fmt.Errorf("%w: record %d has no target_true", ErrRequest, i)
-		}
-		out = append(out, CounterFactRecord{r.CaseID, q, r.Paraphrases, r.Neighborhood})
+		out = append(out, r)
 	}
 	return out, nil
 }
 
-// CounterFactOptions say how records are edited.
+// record settles which form a record has.
+func (r *counterFactRecord) record() (out CounterFactRecord, err error) {
+	out = CounterFactRecord{CaseID: r.CaseID}
+	if w := r.Rewrite; w != nil {
+		out.Request = Request{w.Prompt, w.Subject, w.TargetNew.Text, w.TargetOld.Text}
+		out.Paraphrases, out.Neighborhood, out.Generation = r.Paraphrases, r.Neighborhood, r.Generation
+		out.Relation, out.TargetID = w.Relation, w.TargetNew.ID
+	} else {
+		out.Request = Request{r.Prompt, r.Subject, r.Target.Text, r.Old}
+		if r.Prompt == "" {
+			return out, fmt.Errorf("%w: no requested_rewrite, and no prompt", ErrRequest)
+		}
+		if r.Rephrased != "" {
+			out.Paraphrases = []string{r.Rephrased}
+		}
+		if r.Locality != "" && r.LocalityIs == r.Old { // of others the two targets say nothing
+			out.Neighborhood = []string{r.Locality}
+		}
+	}
+	if out.Request.Old == "" {
+		return out, fmt.Errorf("%w: no target_true", ErrRequest)
+	}
+	return out, out.Request.check()
+}
+
+// CounterFactOptions say how records are edited and scored.
 type CounterFactOptions struct {
-	Editor Editor
-	// Sequential keeps every edit in force for the records behind it, and scores all records after the last edit.
-	// Otherwise each record is edited and scored alone.
-	Sequential bool
-	// Progress is told how many records are done; it may be nil.
-	Progress func(done, total int)
+	EvaluateOptions
+	// Generate writes texts on from the generation prompts and scores them; nil means not.
+	Generate *GenerationOptions
 }
 
 // CounterFactResult is the outcome of an evaluation.
 type CounterFactResult struct {
-	Protocol string            `json:"protocol"`
-	Before   Scores            `json:"before"`
-	After    Scores            `json:"after"`
-	Records  []CounterFactCase `json:"records"`
+	Outcome
+	Before  Scores            `json:"before"`
+	After   Scores            `json:"after"`
+	Records []CounterFactCase `json:"records"`
 }
 
 // CounterFactCase is one record's outcome.
 type CounterFactCase struct {
-	CaseID    int        `json:"case_id"`
-	Request   Request    `json:"request"`
-	Before    CaseScores `json:"before"`
-	After     CaseScores `json:"after"`
-	NormRatio float64    `json:"norm_ratio"`
-	Steps     int        `json:"steps"`
-	Warnings  []string   `json:"warnings,omitempty"`
+	CaseID  int        `json:"case_id"`
+	Request Request    `json:"request"`
+	Before  CaseScores `json:"before"`
+	After   CaseScores `json:"after"`
+	EditOutcome
 }
 
 // CaseScores are the scores of the prompts of one record.
@@ -84,6 +115,7 @@ type CaseScores struct {
 	Rewrite      []PromptScore `json:"rewrite"`
 	Paraphrases  []PromptScore `json:"paraphrases"`
 	Neighborhood []PromptScore `json:"neighborhood"`
+	Generated    *Generated    `json:"generated,omitempty"`
 }
 
 // PromptScore is the mean −log P per token (nats) of the new and of the old target behind a prompt, and whether every
@@ -95,73 +127,39 @@ type PromptScore struct {
 	ExactOld bool    `json:"exact_true"`
 }
 
-// EvaluateCounterFact edits and scores records. The model is left as it was.
+// EvaluateCounterFact edits and scores records. The model is left as it was. Errors wrap ErrRequest, ErrSubject,
+// ErrStatistics or ErrLayer where records or the editor are at fault, and ErrPart where the journal is another job's.
 func EvaluateCounterFact(
 	ctx context.Context, m *transformer.Model, records []CounterFactRecord, opts CounterFactOptions,
-) (_ *CounterFactResult, err error) {
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
-	r := &CounterFactResult{Protocol: "counterfact, one edit at a time", Records: make([]CounterFactCase, len(records))}
-	if opts.Sequential {
-		r.Protocol = "counterfact, edits in sequence, scored after the last"
+) (*CounterFactResult, error) {
+	if m.Tokenizer == nil {
+		return nil, fmt.Errorf("%w: the model has no tokenizer", ErrRequest)
 	}
-	for i := range records {
-		if r.Records[i].Before, err = scoreRecord(ctx, m, &records[i]); err != nil {
-			return nil, fmt.Errorf("record %d: %w", i, err)
-		}
+	t := &trials[CaseScores]{name: "counterfact", identity: []any{records, opts.Generate}}
+	for _, r := range records {
+		t.facts = append(t.facts, r.Request)
 	}
-	now, earlier := in, []*Edit(nil)
-	for i := range records {
-		edits, err := opts.Editor.Edit(ctx, m, []Request{records[i].Request}, earlier)
-		if err != nil {
-			return nil, fmt.Errorf("record %d: %w", i, err)
+	t.score = func(ctx context.Context, i int) (CaseScores, error) {
+		s, err := scoreRecord(ctx, m, &records[i])
+		if err != nil || opts.Generate == nil {
+			return s, err
 		}
-		c := &r.Records[i]
-		c.CaseID, c.Request = records[i].CaseID, records[i].Request
-		for _, e := range edits {
-			now = append(slices.Clone(now), e.Delta())
-			c.NormRatio, c.Steps = max(c.NormRatio, e.NormRatio), len(e.Losses)
-			c.Warnings = append(c.Warnings, e.Warnings...)
-		}
-		if err := m.SetDeltas(now); err != nil {
-			return nil, err
-		}
-		if !opts.Sequential {
-			if c.After, err = scoreRecord(ctx, m, &records[i]); err != nil {
-				return nil, fmt.Errorf("record %d: %w", i, err)
-			}
-			now, edits = in, nil
-			if err := m.SetDeltas(now); err != nil {
-				return nil, err
-			}
-		}
-		earlier = append(earlier, edits...)
-		if opts.Progress != nil {
-			opts.Progress(i+1, len(records))
-		}
+		s.Generated, err = opts.Generate.generate(ctx, m, &records[i])
+		return s, err
 	}
-	for i := range records {
-		if opts.Sequential {
-			if r.Records[i].After, err = scoreRecord(ctx, m, &records[i]); err != nil {
-				return nil, fmt.Errorf("record %d: %w", i, err)
-			}
-		}
+	list, about, err := evaluate(ctx, m, t, opts.EvaluateOptions)
+	if err != nil {
+		return nil, err
 	}
-	r.summarise()
-	return r, nil
-}
-
-// summarise makes the table.
-func (r *CounterFactResult) summarise() {
+	r := &CounterFactResult{Outcome: about}
 	var before, after []CaseScores
-	for _, c := range r.Records {
-		before, after = append(before, c.Before), append(after, c.After)
+	for i, one := range list {
+		before, after = append(before, one.before), append(after, one.after)
+		c := CounterFactCase{records[i].CaseID, records[i].Request, one.before, one.after, one.EditOutcome}
+		r.Records = append(r.Records, c)
 	}
 	r.Before, r.After = Summarise(before), Summarise(after)
+	return r, nil
 }
 
 // scoreRecord scores all prompts of a record in one run: both targets behind each, teacher-forced.
@@ -171,138 +169,68 @@ func scoreRecord(ctx context.Context, m *transformer.Model, r *CounterFactRecord
 		return out, err
 	}
 	prompts := slices.Concat([]string{t.Fill(r.Request.Subject)}, r.Paraphrases, r.Neighborhood)
-	list, err := scorePrompts(ctx, m, prompts, r.Request.Target, r.Request.Old)
+	var asked []question
+	for _, p := range prompts {
+		asked = append(asked, question{p, r.Request.Target}, question{p, r.Request.Old})
+	}
+	got, err := score(ctx, m, asked)
 	if err != nil {
 		return out, err
 	}
+	list := make([]PromptScore, len(prompts))
+	for i := range list {
+		new, old := got[2*i], got[2*i+1]
+		list[i] = PromptScore{new.nll, old.nll, new.right == new.tokens, old.right == old.tokens}
+	}
 	n := 1 + len(r.Paraphrases)
-	return CaseScores{list[:1], list[1:n], list[n:]}, nil
+	return CaseScores{Rewrite: list[:1], Paraphrases: list[1:n], Neighborhood: list[n:]}, nil
 }
 
-// scorePrompts gives the two targets' scores behind each prompt. Prompt and target are joined as token ids.
-func scorePrompts(
-	ctx context.Context, m *transformer.Model, prompts []string, targets ...string,
-) ([]PromptScore, error) {
+// question is a target behind a prompt.
+type question struct{ prompt, target string }
+
+// answer is how a model takes a question: the mean −log P per token of the target, nats, and how many of its tokens are
+// the most probable ones in their places, each behind the target's own tokens before it.
+type answer struct {
+	nll           float64
+	right, tokens int
+}
+
+// score asks questions in one run. Prompt and target are joined as token ids.
+func score(ctx context.Context, m *transformer.Model, asked []question) ([]answer, error) {
 	var rows, want [][]int
 	longest := 0
-	for _, p := range prompts {
-		tokens, err := m.Tokenizer.Encode(p, true)
+	for _, q := range asked {
+		tokens, err := m.Tokenizer.Encode(q.prompt, true)
 		if err != nil {
-			return nil, fmt.Errorf("prompt %q: %w", p, err)
+			return nil, fmt.Errorf("prompt %q: %w", q.prompt, err)
 		}
-		for _, target := range targets {
-			y, err := TargetIDs(m.Tokenizer, target)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %w", ErrRequest, err)
-			}
-			rows, want = append(rows, append(idsOf(tokens), y[:len(y)-1]...)), append(want, y)
-			longest = max(longest, len(y))
+		y, err := TargetIDs(m.Tokenizer, q.target)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrRequest, err)
 		}
+		rows, want = append(rows, append(idsOf(tokens), y[:len(y)-1]...)), append(want, y)
+		longest = max(longest, len(y))
 	}
 	positions := make([]int, longest)
 	for i := range positions {
 		positions[i] = i - longest
 	}
-	run, err := m.Run(ctx, rows, transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: positions})
+	logits, err := logitsOf(ctx, m, rows, positions)
 	if err != nil {
 		return nil, err
 	}
-	defer run.Close()
-	logits, err := run.Tensor(transformer.Logits, -1)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]PromptScore, len(prompts))
+	out := make([]answer, len(asked))
 	for row, y := range want {
-		nll, exact := 0.0, true
+		a := &out[row]
+		a.tokens = len(y)
 		for i, id := range y {
 			logp := logSoftmax(logits.At(row, longest-len(y)+i).Data)
-			nll -= logp[id] / float64(len(y))
-			exact = exact && argmax(logp) == id
-		}
-		if s := &out[row/2]; row%2 == 0 {
-			s.New, s.ExactNew = nll, exact
-		} else {
-			s.Old, s.ExactOld = nll, exact
+			a.nll -= logp[id] / float64(len(y))
+			if argmax(logp) == id {
+				a.right++
+			}
 		}
 	}
 	return out, nil
-}
-
-// Scores are CounterFact's metrics in percent. E is of the rewritten prompt, P of the paraphrases, N of the
-// neighbourhood; S counts where the wanted target (N: the old one) is the more probable of the two, ties as failures, M
-// is by how much, and Exact counts where every token of it is the most probable of all. Score is the harmonic mean of
-// ES, PS and NS. Prompts are averaged within a record, then records.
-type Scores struct {
-	ES      float64 `json:"ES"`
-	EM      float64 `json:"EM"`
-	PS      float64 `json:"PS"`
-	PM      float64 `json:"PM"`
-	NS      float64 `json:"NS"`
-	NM      float64 `json:"NM"`
-	Score   float64 `json:"S"`
-	ExactES float64 `json:"exact_ES"`
-	ExactPS float64 `json:"exact_PS"`
-	ExactNS float64 `json:"exact_NS"`
-	// Interval has half the width of the 95 % interval of each, 1.96·std/√records.
-	Interval map[string]float64 `json:"interval"`
-	Records  int                `json:"records"`
-}
-
-// Summarise averages the scores of records. Records without paraphrases or neighbours do not count there.
-func Summarise(list []CaseScores) Scores {
-	s := Scores{Interval: map[string]float64{}, Records: len(list)}
-	measure := func(name string, prompts func(CaseScores) []PromptScore, value func(PromptScore) float64) float64 {
-		var all []float64
-		for _, c := range list {
-			if p := prompts(c); len(p) > 0 {
-				sum := 0.0
-				for _, one := range p {
-					sum += 100 * value(one) / float64(len(p))
-				}
-				all = append(all, sum)
-			}
-		}
-		mean, half := meanInterval(all)
-		s.Interval[name] = half
-		return mean
-	}
-	rewrite := func(c CaseScores) []PromptScore { return c.Rewrite }
-	paraphrases := func(c CaseScores) []PromptScore { return c.Paraphrases }
-	neighbors := func(c CaseScores) []PromptScore { return c.Neighborhood }
-	wins := func(p PromptScore) float64 { return truth(p.Old > p.New) }
-	margin := func(p PromptScore) float64 { return math.Exp(-p.New) - math.Exp(-p.Old) }
-	exact := func(p PromptScore) float64 { return truth(p.ExactNew) }
-	s.ES, s.EM = measure("ES", rewrite, wins), measure("EM", rewrite, margin)
-	s.PS, s.PM = measure("PS", paraphrases, wins), measure("PM", paraphrases, margin)
-	s.NS = measure("NS", neighbors, func(p PromptScore) float64 { return truth(p.Old < p.New) })
-	s.NM = measure("NM", neighbors, func(p PromptScore) float64 { return -margin(p) })
-	s.ExactES, s.ExactPS = measure("exact_ES", rewrite, exact), measure("exact_PS", paraphrases, exact)
-	s.ExactNS = measure("exact_NS", neighbors, func(p PromptScore) float64 { return truth(p.ExactOld) })
-	if s.ES > 0 && s.PS > 0 && s.NS > 0 {
-		s.Score = 3 / (1/s.ES + 1/s.PS + 1/s.NS)
-	}
-	return s
-}
-
-func truth(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// meanInterval is the mean of a list and half the width of its 95 % interval.
-func meanInterval(x []float64) (mean, half float64) {
-	n := float64(len(x))
-	if n == 0 {
-		return 0, 0
-	}
-	for _, v := range x {
-		mean += v / n
-	}
-	for _, v := range x {
-		half += (v - mean) * (v - mean) / n
-	}
-	return mean, 1.96 * math.Sqrt(half/n)
 }

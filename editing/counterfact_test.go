@@ -3,12 +3,10 @@ package editing_test
 import (
 	"math"
 	"os"
-	"slices"
 	"testing"
 
 	"github.com/engram-go/engram/editing"
 	"github.com/engram-go/engram/internal/backend/backendtest"
-	"github.com/engram-go/engram/transformer"
 )
 
 // TestSummaryOfScores: a table worked out by hand, with a tie, which counts as a failure both ways.
@@ -62,9 +60,9 @@ func TestCounterFactEqualsTheReference(t *testing.T) {
 	}
 	m := open(t, backendtest.Open(t, "xla:cpu"), shared(t, "checkpoints", "facts-a"))
 	got, err := editing.EvaluateCounterFact(t.Context(), m, records[:2], editing.CounterFactOptions{
-		Editor: editing.ROMEOptions{
+		EvaluateOptions: editing.EvaluateOptions{Editor: editing.ROMEOptions{
 			Statistics: factsStatistics(t, m), Contexts: ref.Contexts, Value: editing.ValueOptions{Clamp: 3},
-		},
+		}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -91,52 +89,32 @@ func TestCounterFactEqualsTheReference(t *testing.T) {
 	}
 }
 
-// TestSequenceOfEdits: in sequence all edits are in force when records are scored, and none afterwards.
-func TestSequenceOfEdits(t *testing.T) {
-	m := open(t, backendtest.Open(t, "go"), "stories")
-	tom := sadTom()
-	tom.Old = "happy"
-	ben := editing.Request{Prompt: "{} saw a", Subject: "Ben", Target: "cat", Old: "big"}
-	records := []editing.CounterFactRecord{
-		{CaseID: 7, Request: tom, Paraphrases: []string{"That day Tom was"}, Neighborhood: []string{"Lily was very"}},
-		{CaseID: 8, Request: ben},
-	}
-	editor := editing.ROMEOptions{Statistics: identity(t, m, 2), Value: editing.ValueOptions{Steps: 6, Clamp: 8}}
-	opts := editing.CounterFactOptions{Editor: editor, Sequential: true}
-	calls := 0
-	opts.Progress = func(_, _ int) { calls++ }
-	got, err := editing.EvaluateCounterFact(t.Context(), m, records, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var deltas []transformer.Delta
-	for _, r := range records {
-		deltas = append(deltas, rome(t, m, r.Request, editor).Delta())
-		if err := m.SetDeltas(deltas); err != nil {
-			t.Fatal(err)
-		}
-	}
-	opts.Sequential = false
-	again, err := editing.EvaluateCounterFact(t.Context(), m, records[:1], opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(got.Records[0].After.Paraphrases, again.Records[0].Before.Paraphrases) {
-		t.Errorf("the first record is scored %+v, with both edits in force %+v", got.Records[0].After, again.Records[0].Before)
-	}
-	if got.Records[0].CaseID != 7 || calls != 3 || len(m.Deltas()) != 2 {
-		t.Errorf("case %d, %d calls, %d changes left", got.Records[0].CaseID, calls, len(m.Deltas()))
-	}
-}
-
 func TestBadRecords(t *testing.T) {
 	for _, text := range []string{
 		"", "[]", "{}", `[{"case_id":1}]`,
 		`[{"requested_rewrite":{"prompt":"{} is","subject":"x","target_new":{"str":"y"}}}]`,
 		`[{"requested_rewrite":{"prompt":"is","subject":"x","target_new":{"str":"y"},"target_true":{"str":"z"}}}]`,
+		`[{"prompt":"x is","subject":"x","target_new":"y"}]`, `[{"prompt":"it is","subject":"x","target_new":"y","ground_truth":"z"}]`,
 	} {
 		if _, err := editing.ParseCounterFact([]byte(text)); err == nil {
 			t.Errorf("%s is taken", text)
 		}
+	}
+}
+
+// TestFlatRecords: EasyEdit's form, with the prompt filled in; a neighbour whose answer is neither target is left out.
+func TestFlatRecords(t *testing.T) {
+	got, err := editing.ParseCounterFact([]byte(`[
+		{"case_id":3,"prompt":"Tom is in","subject":"Tom","target_new":"Rome","ground_truth":"Paris",
+		 "rephrase_prompt":"Tom can be found in","locality_prompt":"Ben is in","locality_ground_truth":"Paris"},
+		{"prompt":"Tom is in","subject":"Tom","target_new":"Rome","ground_truth":"Paris",
+		 "locality_prompt":"Ben is in","locality_ground_truth":"Oslo"}]`))
+	if err != nil || len(got) != 2 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	r := got[0]
+	if r.CaseID != 3 || r.Request.Target != "Rome" || r.Request.Old != "Paris" || r.Paraphrases[0] != "Tom can be found in" ||
+		r.Neighborhood[0] != "Ben is in" || len(got[1].Neighborhood) != 0 {
+		t.Errorf("%+v", got)
 	}
 }

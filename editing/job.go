@@ -19,12 +19,15 @@ type job struct {
 	progress func(done, total int)
 }
 
-// runJob does n pieces of work in their order and gives their results. Those in the journal are read from it, the
-// others are added to it; when all are done it is removed. A journal of another job is an error that wraps ErrPart.
-func runJob[T any](ctx context.Context, j job, n int, do func(i int) (T, error)) (out []T, err error) {
+// runJob does n pieces of work in their order. Those in the journal are read from it, the others are added to it; when
+// all are done it is removed. take is given each piece, old or new, before the next is done. A journal of another job
+// is an error that wraps ErrPart.
+func runJob[T any](
+	ctx context.Context, j job, n int, do func(i int) (T, error), take func(i int, piece T) error,
+) (err error) {
 	book, err := j.open()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if book != nil {
 		defer func() {
@@ -35,30 +38,28 @@ func runJob[T any](ctx context.Context, j job, n int, do func(i int) (T, error))
 	}
 	for i := range n {
 		if err := context.Cause(ctx); err != nil {
-			return nil, fmt.Errorf("stopped after %d of %d: %w", i, n, err)
+			return fmt.Errorf("stopped after %d of %d: %w", i, n, err)
 		}
 		var piece T
 		if book != nil && i < book.Len() {
-			if err := restore(book, i, &piece); err != nil {
-				return nil, err
-			}
-		} else {
-			if piece, err = do(i); err != nil {
-				return nil, err
-			}
-			if err := keep(book, &piece); err != nil {
-				return nil, err
-			}
+			err = restore(book, i, &piece)
+		} else if piece, err = do(i); err == nil {
+			err = keep(book, &piece)
 		}
-		out = append(out, piece)
+		if err != nil {
+			return err
+		}
+		if err := take(i, piece); err != nil {
+			return err
+		}
 		if j.progress != nil {
 			j.progress(i+1, n)
 		}
 	}
 	if book != nil {
-		return out, book.Remove()
+		return book.Remove()
 	}
-	return out, nil
+	return nil
 }
 
 // open opens the journal, nil for none.

@@ -30,22 +30,20 @@ type rewriteRecord struct {
 	TargetOld targetText `json:"target_true"`
 }
 
-// targetText is an object {"str": …}, as CounterFact has it, or the text alone.
-type targetText string
+// targetText is an object {"str": …, "id": …}, as CounterFact has it, or the text alone.
+type targetText struct{ Text, ID string }
 
 // UnmarshalJSON reads either form.
 func (t *targetText) UnmarshalJSON(data []byte) error {
 	var object struct {
 		Str string `json:"str"`
+		ID  string `json:"id"`
 	}
 	if err := json.Unmarshal(data, &object); err == nil {
-		*t = targetText(object.Str)
+		*t = targetText{object.Str, object.ID}
 		return nil
 	}
-	var text string
-	err := json.Unmarshal(data, &text)
-	*t = targetText(text)
-	return err
+	return json.Unmarshal(data, &t.Text)
 }
 
 // ParseRequests reads CounterFact's requested_rewrite object, a whole record that holds one, or a list of either.
@@ -70,7 +68,7 @@ func ParseRequests(data []byte) ([]Request, error) {
 		if item.Rewrite != nil {
 			r = *item.Rewrite
 		}
-		q := Request{r.Prompt, r.Subject, string(r.TargetNew), string(r.TargetOld)}
+		q := Request{r.Prompt, r.Subject, r.TargetNew.Text, r.TargetOld.Text}
 		if err := q.check(); err != nil {
 			return nil, fmt.Errorf("request %d: %w", i, err)
 		}

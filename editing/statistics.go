@@ -22,7 +22,7 @@ var ErrStatistics = errors.New("bad key statistics")
 type Statistics struct {
 	StatisticsInfo
 	// Moment is C, [m,m] row-major and symmetric; nil stands for the identity.
-	Moment []float32
+	Moment []float32 `json:"-"`
 
 	mu       sync.Mutex
 	factor   *blas64.Triangular // upper U with UᵀU = C + ridge·(tr C / m)·I
