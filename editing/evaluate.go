@@ -45,8 +45,8 @@ func (o *EvaluateOptions) protocol() string {
 
 // Outcome is what an evaluation says about all records together, beside their scores.
 type Outcome struct {
-	Protocol string `json:"protocol"`
-	Drift    *Drift `json:"drift,omitempty"` // in the text; the mean over batches unless in sequence
+	Protocol string     `json:"protocol"`
+	Drift    *TextDrift `json:"drift,omitempty"` // in the text; the mean over batches unless in sequence
 	// Checks are the numbers of EvaluateOptions.Check before and after.
 	Checks map[string]Change `json:"checks,omitempty"`
 }
@@ -93,23 +93,30 @@ type numbers map[string]float64
 // keptEdit is an edit with its vectors.
 type keptEdit struct {
 	*Edit
-	Left  [][]float32 `json:"left"`
-	Right [][]float32 `json:"right"`
-	Key   []float32   `json:"key"`
-	Value []float32   `json:"value"`
+	Left   [][]float32 `json:"left"`
+	Right  [][]float32 `json:"right"`
+	Keys   [][]float32 `json:"keys"` // of each fact
+	Values [][]float32 `json:"values"`
 }
 
 func keepEdits(edits []*Edit) (out []keptEdit) {
 	for _, e := range edits {
-		out = append(out, keptEdit{e, e.Left, e.Right, e.Key, e.Value})
+		k := keptEdit{Edit: e, Left: e.Left, Right: e.Right}
+		for _, f := range e.Facts() {
+			k.Keys, k.Values = append(k.Keys, f.Key), append(k.Values, f.Value)
+		}
+		out = append(out, k)
 	}
 	return out
 }
 
 func (k keptEdit) edit() *Edit {
-	e := *k.Edit
-	e.Left, e.Right, e.Key, e.Value = k.Left, k.Right, k.Key, k.Value
-	return &e
+	e := k.Edit
+	e.Left, e.Right = k.Left, k.Right
+	for i, f := range e.Facts() {
+		f.Key, f.Value = k.Keys[i], k.Values[i]
+	}
+	return e
 }
 
 // evaluation is trials being made.
@@ -296,10 +303,12 @@ func (e *evaluation[S]) edit(ctx context.Context, from, to int, p *trialPiece[S]
 	}
 	for i := range to - from {
 		var about EditOutcome
-		for k, one := range edits { // an edit is that of one record, or of all of them
-			if len(edits) != to-from || k == i {
-				about.NormRatio, about.Steps = max(about.NormRatio, one.NormRatio), max(about.Steps, len(one.Losses))
-				about.Warnings = append(about.Warnings, one.Warnings...)
+		for _, one := range edits {
+			for _, f := range one.Facts() {
+				if f.Request == e.t.facts[from+i] {
+					about.NormRatio, about.Steps = max(about.NormRatio, one.NormRatio), max(about.Steps, len(f.Losses))
+					about.Warnings = append(about.Warnings, one.Warnings...)
+				}
 			}
 		}
 		p.About = append(p.About, about)

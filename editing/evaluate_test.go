@@ -92,7 +92,7 @@ func TestSequenceOfEdits(t *testing.T) {
 }
 
 // sameDrift works a drift out position by position, from whole runs.
-func sameDrift(t *testing.T, m *transformer.Model, text [][]int, deltas []transformer.Delta, got *editing.Drift) {
+func sameDrift(t *testing.T, m *transformer.Model, text [][]int, deltas []transformer.Delta, got *editing.TextDrift) {
 	t.Helper()
 	var nll [2]float64
 	var kl, n, predicted float64

@@ -8,8 +8,9 @@ import (
 	"github.com/engram-go/engram/transformer"
 )
 
-// TextDrift is what changes of the weights do to the predictions in a text: the perplexity, e^(mean −log P of each token
-// but the first of its sequence), before and after, and the mean and largest KL(before ‖ after) over positions, nats.
+// TextDrift is what changes of the weights do to the predictions in a text: the perplexity, e^(mean −log P of each
+// token but the first of its sequence), before and after, and the mean and largest KL(before ‖ after) over positions,
+// nats.
 type TextDrift struct {
 	Tokens           int     `json:"tokens"` // positions compared, of one text
 	PerplexityBefore float64 `json:"perplexity_before"`

@@ -113,7 +113,8 @@ func (o *TuneOptions) try(
 		return t, before, err
 	}
 	t.Layer, t.Clamp = layer, clamp
-	got, err := EvaluateCounterFact(ctx, m, o.Records, CounterFactOptions{Editor: editor})
+	opts := CounterFactOptions{EvaluateOptions: EvaluateOptions{Editor: editor}}
+	got, err := EvaluateCounterFact(ctx, m, o.Records, opts)
 	if errors.Is(err, ErrRequest) && !errors.Is(err, ErrSubject) {
 		t.Refused = err.Error()
 		return t, before, nil

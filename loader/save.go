@@ -23,6 +23,8 @@ type SaveOptions struct {
 	Replace map[string]transformer.RawTensor
 	// Progress is told how many bytes of weights of all are written; it may be nil.
 	Progress func(done, total int64)
+
+	extra map[string]func(io.Writer) error // further files, by name
 }
 
 // Save writes a checkpoint into a new folder, as other tools can load it: the same files, tensor names, layout, dtypes,
@@ -84,6 +86,9 @@ func (s saver) fill(ctx context.Context, tmp string) error {
 		if err := s.copyFile(ctx, tmp, name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	if err := s.extras(ctx, tmp); err != nil {
+		return err
 	}
 	p := &progress{report: s.opts.Progress}
 	for _, file := range s.c.files {
