@@ -85,8 +85,9 @@ type ImpactSummary struct {
 // Impact predicts the side effects of edits before they are shipped. An edit ΔW = left ⊗ right changes what a layer
 // puts out for a key k by left·(right·k): so the positions of a text whose keys load most on right are where it acts.
 // Impact takes the loads of all positions in one pass up to the layer, lists the contexts with the largest and what the
-// edits do to the prediction there, says which do not name an edited subject, and measures contexts over the whole range
-// of loads: the specificity curve. An edit is specific where the curve falls to nothing before it reaches ordinary text.
+// edits do to the prediction there, says which do not name an edited subject, and measures contexts over the whole
+// range of loads: the specificity curve. An edit is specific where the curve falls to nothing before it reaches
+// ordinary text.
 //
 // Loads are those of the model with the changes in force and without the edits. Errors wrap ErrImpact or ErrEdit.
 func Impact(ctx context.Context, m *transformer.Model, opts ImpactOptions) (*ImpactResult, error) {

@@ -36,7 +36,7 @@ func (a *app) editCommand() *cobra.Command {
 	}
 	cmd.AddCommand(
 		a.editSettingsCommand(), a.editTuneCommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(),
-		a.editExportCommand(), a.editImpactCommand(),
+		a.editExportCommand(), a.editApplyCommand(), a.editRevertCommand(), a.editVerifyCommand(), a.editImpactCommand(),
 	)
 	return cmd
 }

@@ -3,16 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/editing"
-	"github.com/engram-go/engram/loader"
-	"github.com/engram-go/engram/transformer"
 )
 
 // editFileFlags name the file that a command writes.
@@ -120,94 +115,4 @@ func without(edits []*editing.Edit, list []int) ([]*editing.Edit, error) {
 		return nil, usagef("--index: no edit would be left")
 	}
 	return kept, nil
-}
-
-// exportResult is the result of edit export.
-type exportResult struct {
-	Folder            string   `json:"folder"`
-	Edits             int      `json:"edits"`
-	Tensors           []string `json:"tensors"` // those that differ from the checkpoint's
-	FingerprintBefore string   `json:"fingerprint_before"`
-	Fingerprint       string   `json:"fingerprint"`
-}
-
-func (a *app) editExportCommand() *cobra.Command {
-	var out string
-	cmd := a.command("export FILE... --out DIR", "a checkpoint with the edits in it",
-		"export writes the model's checkpoint with the edits of the files, in their order, as a folder in Hugging Face's\n"+
-			"layout. Only the tensors that the edits change differ, in the dtype and layout of the original; then every byte\n"+
-			"is read again and compared. The folder appears when it is whole; an existing one is refused.",
-		cobra.MinimumNArgs(1), func(cmd *cobra.Command, args []string) error {
-			if len(a.flags.edits) > 0 {
-				return withHint(usagef("export takes edit files as arguments"), "engram edit export FILE... --out DIR")
-			}
-			return a.runExport(cmd.Context(), args, out)
-		})
-	cmd.Flags().StringVarP(&out, "out", "o", "", "folder to write")
-	_ = cmd.MarkFlagRequired("out")
-	return cmd
-}
-
-func (a *app) runExport(ctx context.Context, paths []string, dir string) (err error) {
-	all, err := loadEdits(paths)
-	if err != nil {
-		return err
-	}
-	opts, line := a.options()
-	defer line.Clear()
-	c, err := loader.OpenCheckpoint(ctx, a.flags.model, opts)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	r := &exportResult{Folder: dir, Edits: len(all.List)}
-	if r.FingerprintBefore, err = c.Fingerprint(ctx, loader.FingerprintOptions{}); err != nil {
-		return err
-	}
-	if err := all.Check(&transformer.Model{Name: c.Name, Fingerprint: r.FingerprintBefore}); err != nil {
-		return refusal{err}
-	}
-	changed, err := transformer.Patched(c.Bindings, c, all.Deltas())
-	if err != nil {
-		return err
-	}
-	r.Tensors = slices.Sorted(maps.Keys(changed))
-	save := loader.SaveOptions{Replace: changed, Progress: func(done, total int64) {
-		line.Printf("%s: %d of %d MB", safe(dir), done/1e6, total/1e6)
-	}}
-	if err := loader.Save(ctx, c, dir, save); err != nil {
-		return err
-	}
-	line.Clear()
-	if r.Fingerprint, err = verifyExport(ctx, c, dir, changed); err != nil {
-		return fmt.Errorf("%w; %w", err, os.RemoveAll(dir))
-	}
-	return a.print("export", r, nil, func(p *page) {
-		p.printf("%d edits in %s\n", r.Edits, safe(r.Folder))
-		p.line("changed: " + strings.Join(r.Tensors, ", "))
-		p.line("fingerprint: " + r.Fingerprint)
-	})
-}
-
-// verifyExport reads a checkpoint that was written and compares every byte with what it should hold.
-func verifyExport(
-	ctx context.Context, c *loader.Checkpoint, dir string, changed map[string]transformer.RawTensor,
-) (fingerprint string, err error) {
-	written, err := loader.OpenCheckpoint(ctx, dir, loader.Options{})
-	if err != nil {
-		return "", err
-	}
-	defer written.Close()
-	want, err := c.Fingerprint(ctx, loader.FingerprintOptions{Full: true, Replace: changed})
-	if err != nil {
-		return "", err
-	}
-	got, err := written.Fingerprint(ctx, loader.FingerprintOptions{Full: true})
-	if err != nil {
-		return "", err
-	}
-	if got != want {
-		return "", fmt.Errorf("%s does not hold what was written: its bytes hash to %.12s, not %.12s", dir, got, want)
-	}
-	return written.Fingerprint(ctx, loader.FingerprintOptions{})
 }
