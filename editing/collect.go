@@ -34,6 +34,9 @@ type CollectOptions struct {
 	Rule   TokenRule // "" means AllTokens
 	Tokens int64     // where to stop; 0 means 10 for each memory of the layer, −1 the whole text
 	Window int       // the longest sequence of the text, for the file
+	// Shard of Of takes every Of-th sequence, and its share of Tokens, so that several processes can share a text; Shard
+	// counts from 1. MergeStatistics joins what they collect. 0 takes all.
+	Shard, Of int
 	// Part names a file that keeps what was collected until now, so that the same call goes on there after an
 	// interruption; "" means none. It is removed in the end.
 	Part     string
@@ -65,6 +68,15 @@ func CollectStatistics(ctx context.Context, m *transformer.Model, opts CollectOp
 	if opts.Tokens == 0 {
 		opts.Tokens = 10 * int64(size)
 	}
+	c.hash = opts.Text.Hash()
+	if opts.Of > 0 {
+		if opts.Shard < 1 || opts.Shard > opts.Of {
+			return nil, badStatistics("shards count from 1", "shard %d of %d", opts.Shard, opts.Of)
+		}
+		if opts.Text = shardOf(opts.Text, opts.Shard, opts.Of); opts.Tokens > 0 {
+			opts.Tokens = shardTokens(opts.Tokens, opts.Shard, opts.Of)
+		}
+	}
 	for i := range opts.Text.Len() {
 		c.total += int64(opts.Text.Size(i) - c.skip())
 	}
@@ -74,7 +86,6 @@ func CollectStatistics(ctx context.Context, m *transformer.Model, opts CollectOp
 	if c.total == 0 {
 		return nil, badStatistics("give a longer text", "no token of the text counts")
 	}
-	c.hash = opts.Text.Hash()
 	if err := c.load(); err != nil {
 		return nil, err
 	}
@@ -169,8 +180,11 @@ func (c *collector) finish() (*Statistics, error) {
 	s := &Statistics{StatisticsInfo: StatisticsInfo{
 		Layer: o.Layer, Size: c.size, Count: c.count, Tokens: string(o.Rule), Window: o.Window, Corpus: o.Name,
 		CorpusHash: c.hash, Model: c.m.Name, Fingerprint: c.m.Fingerprint,
-		Documents: int64(o.Text.Documents[c.sequences-1]) + 1,
+		Documents: distinct(o.Text.Documents[:c.sequences]), Of: o.Of,
 	}, Moment: make([]float32, len(c.sum))}
+	if o.Of > 0 {
+		s.Shards = []int{o.Shard}
+	}
 	for i, v := range c.sum {
 		if s.Moment[i] = float32(v / float64(c.count)); math.IsNaN(v) || math.IsInf(v, 0) {
 			return nil, badStatistics("engram inspect --check reads the weights", "keys that are not finite")
@@ -184,6 +198,16 @@ func (c *collector) finish() (*Statistics, error) {
 	return s, nil
 }
 
+// distinct counts the documents of some sequences, which are in their order.
+func distinct(documents []int32) (n int64) {
+	for i, d := range documents {
+		if i == 0 || d != documents[i-1] {
+			n++
+		}
+	}
+	return n
+}
+
 const (
 	sumTensor  = "sum"
 	partSchema = "engram.statistics.part"
@@ -194,6 +218,7 @@ func (c *collector) metadata() map[string]string {
 	return map[string]string{
 		"schema": partSchema, "layer": strconv.Itoa(c.opts.Layer), "rule": string(c.opts.Rule), "corpus_sha256": c.hash,
 		"fingerprint": c.m.Fingerprint, "total": strconv.FormatInt(c.total, 10),
+		"shard": fmt.Sprintf("%d/%d", c.opts.Shard, c.opts.Of),
 	}
 }
 

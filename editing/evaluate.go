@@ -173,9 +173,34 @@ func (e *evaluation[S]) identity() (map[string]any, error) {
 	return map[string]any{
 		"job": "evaluate", "version": 1, "data": e.t.name, "fingerprint": e.m.Fingerprint, "deltas": deltasHash(e.m),
 		"facts": hashOf(e.t.facts), "records": hashOf(e.t.identity), "method": e.opts.Editor.Name(),
-		"editor": string(editor), "batch": e.opts.Batch, "sequential": e.opts.Sequential, "text": hashOf(e.opts.Text),
-		"check": e.opts.Check != nil,
+		"editor": withoutFindings(editor), "batch": e.opts.Batch, "sequential": e.opts.Sequential,
+		"text": hashOf(e.opts.Text), "check": e.opts.Check != nil,
 	}, nil
+}
+
+// withoutFindings leaves out what solving with statistics finds out: it is not there before the first edit.
+func withoutFindings(editor []byte) any {
+	var tree any
+	if err := json.Unmarshal(editor, &tree); err != nil {
+		return string(editor)
+	}
+	var strip func(v any)
+	strip = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			delete(v, "ridge")
+			delete(v, "condition")
+			for _, inner := range v {
+				strip(inner)
+			}
+		case []any:
+			for _, inner := range v {
+				strip(inner)
+			}
+		}
+	}
+	strip(tree)
+	return tree
 }
 
 // batches is how many there are.

@@ -92,7 +92,9 @@ func TestProofScoresEqualTheReference(t *testing.T) {
 		{"FT-L", editing.FineTuneOptions{Method: editing.MethodFTL, Layers: []int{0}, Bound: 2e-3}},
 	} {
 		start := time.Now()
-		got, err := editing.EvaluateCounterFact(t.Context(), m, records, editing.CounterFactOptions{Editor: x.editor})
+		got, err := editing.EvaluateCounterFact(t.Context(), m, records, editing.CounterFactOptions{
+			EvaluateOptions: editing.EvaluateOptions{Editor: x.editor},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

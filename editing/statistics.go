@@ -39,6 +39,8 @@ type StatisticsInfo struct {
 	Window      int    `json:"window"` // longer documents are cut into pieces of so many tokens
 	Corpus      string `json:"corpus"`
 	CorpusHash  string `json:"corpus_sha256"`
+	Shards      []int  `json:"shards,omitempty"` // which of Of shards of the text, counted from 1; none for all of it
+	Of          int    `json:"of,omitempty"`
 	Model       string `json:"model"`
 	Fingerprint string `json:"fingerprint"`
 	// Ridge is what had to be added to C, as a multiple of its mean diagonal entry, so that it could be factored; 0 if

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"math"
 	"strconv"
+	"strings"
 
 	"gonum.org/v1/gonum/blas"
 	"gonum.org/v1/gonum/blas/blas64"
@@ -46,10 +47,15 @@ func (s *Statistics) Save(ctx context.Context, path string, replace bool) error 
 }
 
 func (s *Statistics) metadata() map[string]string {
+	shards := ""
+	if s.Of > 0 {
+		shards = strings.Trim(strings.ReplaceAll(fmt.Sprint(s.Shards), " ", ","), "[]")
+	}
 	return map[string]string{
 		"schema": statisticsSchema, "schema_version": "1",
 		"layer": strconv.Itoa(s.Layer), "count": strconv.FormatInt(s.Count, 10),
 		"documents": strconv.FormatInt(s.Documents, 10), "tokens": s.Tokens, "window": strconv.Itoa(s.Window),
+		"shards": shards, "of": strconv.Itoa(s.Of),
 		"corpus": s.Corpus, "corpus_sha256": s.CorpusHash, "model": s.Model, "fingerprint": s.Fingerprint,
 	}
 }
@@ -95,6 +101,15 @@ func readStatistics(f *safetensors.File) (*Statistics, error) {
 	s.Layer, s.Count = layer, count
 	s.Documents, _ = strconv.ParseInt(f.Metadata["documents"], 10, 64) // told to people only
 	s.Window, _ = strconv.Atoi(f.Metadata["window"])
+	if s.Of, _ = strconv.Atoi(f.Metadata["of"]); s.Of > 0 {
+		for _, text := range strings.Split(f.Metadata["shards"], ",") {
+			n, err := strconv.Atoi(text)
+			if err != nil || n < 1 || n > s.Of {
+				return nil, bad("shards %q of %d", f.Metadata["shards"], s.Of)
+			}
+			s.Shards = append(s.Shards, n)
+		}
+	}
 	if len(x.Shape) != 2 || x.Shape[0] != x.Shape[1] || x.Shape[0] == 0 || x.DType != safetensors.F32 {
 		return nil, bad("%s is %s%v, not float32 [m,m]", momentTensor, x.DType, x.Shape)
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -180,7 +181,7 @@ func TestStatisticsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.StatisticsInfo != s.StatisticsInfo {
+	if !reflect.DeepEqual(got.StatisticsInfo, s.StatisticsInfo) {
 		t.Errorf("%+v, want %+v", got.StatisticsInfo, s.StatisticsInfo)
 	}
 	for i, v := range s.Moment {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,46 +23,91 @@ type statsResult struct {
 }
 
 type statsFlags struct {
-	layer             int
-	text, tokens, out string
-	skipFirst, force  bool
+	layer                     int
+	text, tokens, shard, out  string
+	self, skipFirst, skipAuto bool
+	force                     bool
+	sample                    editing.SampleOptions
 }
 
 func (a *app) statsCommand() *cobra.Command {
-	var f statsFlags
-	stats := &cobra.Command{Use: "stats", Short: "key statistics, against which edits are measured"}
-	cmd := a.command("collect --layer N --text FILE --out FILE [flags]", "the second moment of a layer's keys over a text",
-		"collect runs a text, one document per line, up to a layer and writes the mean of k kᵀ over its keys k, the inputs\n"+
-			"of the down projection: the tensor second_moment [m,m] in a safetensors file. What was collected before an\n"+
-			"interruption is kept in a file of that name followed by .part, and the same command goes on there.",
-		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runStats(cmd, &f) })
-	cmd.Flags().IntVar(&f.layer, "layer", 0, "layer whose keys are taken")
-	cmd.Flags().StringVar(&f.text, "text", "", "text file, or .jsonl with the field text")
-	cmd.Flags().StringVar(&f.tokens, "tokens", "", `how many tokens, or "all"; 10 for each memory of the layer unless given`)
-	cmd.Flags().StringVarP(&f.out, "out", "o", "", "file to write")
-	cmd.Flags().BoolVar(&f.skipFirst, "skip-first", false, "leave out each document's first token")
-	cmd.Flags().BoolVar(&f.force, "force", false, "replace the file if it exists")
-	stats.AddCommand(cmd)
+	stats := a.command("stats", "key statistics, against which edits are measured",
+		"stats makes the files that engram edit takes with --stats: the second moment of the keys of a layer over a text.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return cmd.Help() })
+	stats.AddCommand(a.statsCollectCommand(), a.statsMergeCommand(), a.statsFactorCommand())
 	return stats
 }
 
-func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
-	opts := editing.CollectOptions{Layer: f.layer, Name: filepath.Base(f.text), Part: f.out + ".part"}
+func (a *app) statsCollectCommand() *cobra.Command {
+	var f statsFlags
+	cmd := a.command("collect --layer N --text FILE --out FILE [flags]", "the second moment of a layer's keys over a text",
+		"collect runs a text, one document per line, up to a layer and writes the mean of k kᵀ over its keys k, the inputs\n"+
+			"of the down projection: the tensor second_moment [m,m] in a safetensors file. --self lets the model write the\n"+
+			"text. What was collected before an interruption is kept in a file of that name followed by .part, and the same\n"+
+			"command goes on there. With --shard 2/4 it takes every fourth sequence; stats merge joins such files.",
+		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runStats(cmd, &f) })
+	l := cmd.Flags()
+	l.IntVar(&f.layer, "layer", 0, "layer whose keys are taken")
+	l.StringVar(&f.text, "text", "", "text file, or .jsonl with the field text")
+	l.BoolVar(&f.self, "self", false, "let the model write the text by sampling")
+	l.Uint64Var(&f.sample.Seed, "seed", 0, "of the sampling")
+	l.IntVar(&f.sample.TopK, "top-k", 0, "sample among the most probable tokens only; 0 means all")
+	l.IntVar(&f.sample.Length, "length", 64, "tokens of a sequence that the model writes")
+	l.StringVar(&f.tokens, "tokens", "", `how many tokens, or "all"; 10 for each memory of the layer unless given`)
+	l.StringVar(&f.shard, "shard", "", `part of the sequences to take, "2/4"`)
+	l.StringVarP(&f.out, "out", "o", "", "file to write")
+	l.BoolVar(&f.skipFirst, "skip-first", false,
+		"leave out each sequence's first token; unless given, done for models that put a token before every text")
+	l.BoolVar(&f.force, "force", false, "replace the file if it exists")
+	return cmd
+}
+
+// options reads the flags.
+func (f *statsFlags) options(cmd *cobra.Command) (opts editing.CollectOptions, err error) {
+	opts = editing.CollectOptions{Layer: f.layer, Name: filepath.Base(f.text), Part: f.out + ".part"}
 	if f.tokens == "all" {
 		opts.Tokens = -1
 	} else if f.tokens != "" {
-		var err error
 		if opts.Tokens, err = strconv.ParseInt(f.tokens, 10, 64); err != nil || opts.Tokens < 1 {
-			return usagef("--tokens: %q is neither all nor a number", f.tokens)
+			return opts, usagef("--tokens: %q is neither all nor a number", f.tokens)
 		}
 	}
+	if f.shard != "" {
+		if opts.Shard, opts.Of, err = parseShard(f.shard); err != nil {
+			return opts, err
+		}
+	}
+	f.skipAuto = f.tokens != "all" && !cmd.Flags().Changed("skip-first")
 	if f.skipFirst {
 		opts.Rule = editing.WithoutFirst
 	}
-	if f.text == "" {
-		return usagef("--text: no file named")
+	switch {
+	case f.self && f.text != "":
+		return opts, usagef("--self and --text exclude each other")
+	case f.self && opts.Tokens < 0:
+		return opts, usagef("--self: a text that a model writes has no end; give --tokens")
+	case f.self:
+		opts.Name = fmt.Sprintf("written by the model, seed %d", f.sample.Seed)
+	case f.text == "":
+		return opts, withHint(usagef("--text: no file named"), "name a file, or let the model write with --self")
 	}
-	if err := writable(f.out, f.force); err != nil {
+	return opts, writable(f.out, f.force)
+}
+
+// parseShard reads "2/4".
+func parseShard(text string) (shard, of int, err error) {
+	first, second, both := strings.Cut(text, "/")
+	shard, errShard := strconv.Atoi(first)
+	of, errOf := strconv.Atoi(second)
+	if !both || errShard != nil || errOf != nil || shard < 1 || shard > of {
+		return 0, 0, usagef("--shard: %q is not a part such as 2/4", text)
+	}
+	return shard, of, nil
+}
+
+func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
+	opts, err := f.options(cmd)
+	if err != nil {
 		return err
 	}
 	ctx := cmd.Context()
@@ -68,24 +115,116 @@ func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
 	if err != nil {
 		return err
 	}
-	opts.Window = window(m)
-	if opts.Text, err = loadText(cmd, m, f.text, opts.Window); err != nil {
-		return err
+	if f.skipAuto && startsTexts(m) {
+		opts.Rule = editing.WithoutFirst
 	}
+	opts.Window = window(m)
 	line := a.progress()
+	defer line.Clear()
 	opts.Progress = func(done, total int64) { line.Printf("%d of %d tokens", done, total) }
-	s, err := editing.CollectStatistics(ctx, m, opts)
-	line.Clear()
+	if f.self {
+		f.sample.Progress = func(done, total int) { line.Printf("writing a text: %d of %d tokens", done, total) }
+		opts.Text, err = f.write(ctx, m, &opts)
+	} else {
+		opts.Text, err = loadText(cmd, m, f.text, opts.Window)
+	}
 	if err != nil {
 		return err
 	}
+	s, err := editing.CollectStatistics(ctx, m, opts)
+	if err != nil {
+		return err
+	}
+	line.Clear()
 	if err := s.Save(ctx, f.out, f.force); err != nil {
 		return err
 	}
-	return a.print("stats", &statsResult{f.out, s.StatisticsInfo}, nil, func(p *page) {
-		p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens in %s",
-			s.Layer, s.Size, s.Size, numfmt.Count(s.Count), safe(f.out)))
+	return a.printStats(f.out, s)
+}
+
+// write lets the model write as much text as is to be collected.
+func (f *statsFlags) write(
+	ctx context.Context, m *transformer.Model, opts *editing.CollectOptions,
+) (*corpus.Corpus, error) {
+	f.sample.Tokens = int(opts.Tokens)
+	if opts.Tokens == 0 {
+		f.sample.Tokens = 10 * m.Config.FFN.Hidden
+	}
+	if opts.Window = f.sample.Length; opts.Rule == editing.WithoutFirst {
+		f.sample.Tokens += f.sample.Tokens/max(1, f.sample.Length-1) + 1
+	}
+	return editing.SampleText(ctx, m, f.sample)
+}
+
+// startsTexts reports whether the model's tokenizer puts a token before every text.
+func startsTexts(m *transformer.Model) bool {
+	if m.Tokenizer == nil {
+		return false
+	}
+	tokens, err := m.Tokenizer.Encode("", true)
+	return err == nil && len(tokens) > 0
+}
+
+func (a *app) printStats(path string, s *editing.Statistics) error {
+	return a.print("stats", &statsResult{path, s.StatisticsInfo}, nil, func(p *page) {
+		shards := ""
+		if s.Of > 0 {
+			shards = fmt.Sprintf(", shards %v of %d", s.Shards, s.Of)
+		}
+		p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens (%s%s) in %s",
+			s.Layer, s.Size, s.Size, numfmt.Count(s.Count), s.Tokens, shards, safe(path)))
 	})
+}
+
+func (a *app) statsMergeCommand() *cobra.Command {
+	var out string
+	var force bool
+	cmd := a.command("merge FILE... --out FILE", "statistics of shards, or of several texts, as one file",
+		"merge joins files of one layer of one model, weighted by their tokens. It needs no model.",
+		cobra.MinimumNArgs(1), func(cmd *cobra.Command, args []string) error {
+			if err := writable(out, force); err != nil {
+				return err
+			}
+			var list []*editing.Statistics
+			for _, path := range args {
+				s, err := editing.LoadStatistics(path)
+				if err != nil {
+					return err
+				}
+				list = append(list, s)
+			}
+			all, err := editing.MergeStatistics(list...)
+			if err != nil {
+				return err
+			}
+			if err := all.Save(cmd.Context(), out, force); err != nil {
+				return err
+			}
+			return a.printStats(out, all)
+		})
+	cmd.Flags().StringVarP(&out, "out", "o", "", "file to write")
+	cmd.Flags().BoolVar(&force, "force", false, "replace the file if it exists")
+	_ = cmd.MarkFlagRequired("out")
+	return cmd
+}
+
+func (a *app) statsFactorCommand() *cobra.Command {
+	return a.command("factor FILE", "factor statistics once, beside their file, for the edits to come",
+		"factor computes the Cholesky factor that every edit solves with, which takes a minute for 6,000 memories, and\n"+
+			"keeps it in FILE.factor; edits find it there. It says how well conditioned the statistics are and what had to\n"+
+			"be added to their diagonal. It needs no model.",
+		cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
+			s, err := editing.LoadStatistics(args[0])
+			if err != nil {
+				return err
+			}
+			if err := s.SaveFactor(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			return a.print("stats", &statsResult{args[0], s.StatisticsInfo}, nil, func(p *page) {
+				p.line(fmt.Sprintf("condition %.2g, ridge %g: %s.factor", s.Condition, s.Ridge, safe(args[0])))
+			})
+		})
 }
 
 // window is the longest sequence that documents are cut into for a model.

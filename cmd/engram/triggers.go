@@ -106,16 +106,12 @@ func (f *triggersBuildFlags) check() error {
 		}
 		f.opts.Tails = append(f.opts.Tails, t)
 	}
-	if f.shard == "" {
-		return writable(f.opts.Out, f.opts.Replace)
+	if f.shard != "" {
+		var err error
+		if f.opts.Shard, f.opts.Of, err = parseShard(f.shard); err != nil {
+			return err
+		}
 	}
-	shard, of, both := strings.Cut(f.shard, "/")
-	i, errI := strconv.Atoi(shard)
-	n, errN := strconv.Atoi(of)
-	if !both || errI != nil || errN != nil || i < 1 || i > n {
-		return usagef("--shard: %q is not a part such as 2/4", f.shard)
-	}
-	f.opts.Shard, f.opts.Of = i, n
 	return writable(f.opts.Out, f.opts.Replace)
 }
 
