@@ -298,19 +298,7 @@ func TestGenerationMeasures(t *testing.T) {
 // accuracyOf is the share of a target's tokens that greedy decoding says, each behind the target's tokens before it.
 func accuracyOf(t *testing.T, m *transformer.Model, prompt, target string) float64 {
 	t.Helper()
-	tokens, err := m.Tokenizer.Encode(prompt, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	y, err := editing.TargetIDs(m.Tokenizer, target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ids []int
-	for _, tok := range tokens {
-		ids = append(ids, tok.ID)
-	}
-	right := 0.0
+	ids, y, right := idsOf(t, m, prompt), targetOf(t, m, target), 0.0
 	for _, id := range y {
 		probs, best := nextProbs(t, m, ids), 0
 		for i, p := range probs {
@@ -324,4 +312,27 @@ func accuracyOf(t *testing.T, m *transformer.Model, prompt, target string) float
 		ids = append(ids, id)
 	}
 	return right / float64(len(y))
+}
+
+// idsOf are the tokens of a text, with those that the tokenizer puts before it.
+func idsOf(t *testing.T, m *transformer.Model, text string) (ids []int) {
+	t.Helper()
+	tokens, err := m.Tokenizer.Encode(text, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tok := range tokens {
+		ids = append(ids, tok.ID)
+	}
+	return ids
+}
+
+// targetOf are the tokens of an answer.
+func targetOf(t *testing.T, m *transformer.Model, text string) []int {
+	t.Helper()
+	ids, err := editing.TargetIDs(m.Tokenizer, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
 }

@@ -118,7 +118,6 @@ type impact struct {
 	m      *transformer.Model
 	opts   *ImpactOptions
 	layers map[int][]*Edit
-	first  []int64 // index of each sequence's first position among all, with the end
 	load   []float64
 	cosine []float64
 	order  []int                  // positions by falling load

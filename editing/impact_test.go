@@ -18,15 +18,7 @@ func textOf(t *testing.T, m *transformer.Model, sentences ...string) *corpus.Cor
 	t.Helper()
 	c := &corpus.Corpus{}
 	for i, s := range sentences {
-		tokens, err := m.Tokenizer.Encode(s, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var ids []int
-		for _, tok := range tokens {
-			ids = append(ids, tok.ID)
-		}
-		c.Append(ids, i)
+		c.Append(idsOf(t, m, s), i)
 	}
 	return c
 }

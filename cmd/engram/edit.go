@@ -37,6 +37,7 @@ func (a *app) editCommand() *cobra.Command {
 	cmd.AddCommand(
 		a.editSettingsCommand(), a.editTuneCommand(), a.editShowCommand(), a.editStackCommand(), a.editDropCommand(),
 		a.editExportCommand(), a.editApplyCommand(), a.editRevertCommand(), a.editVerifyCommand(), a.editImpactCommand(),
+		a.editRunCommand(),
 	)
 	return cmd
 }
