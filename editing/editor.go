@@ -36,6 +36,9 @@ type Hyperparameters struct {
 // Progress is told how many facts are done; nil means not at all.
 type Progress func(done, total int)
 
+// MarshalJSON is null: who is told is no part of what an editor is, which journals write down.
+func (p Progress) MarshalJSON() ([]byte, error) { return []byte("null"), nil }
+
 func (p Progress) tell(done, total int) {
 	if p != nil {
 		p(done, total)

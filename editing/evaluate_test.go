@@ -2,6 +2,7 @@ package editing_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"os"
@@ -199,6 +200,33 @@ func TestEvaluationsGoOn(t *testing.T) {
 		}
 		if _, err := os.Stat(opts.Journal); !errors.Is(err, os.ErrNotExist) || len(m.Deltas()) != 0 {
 			t.Errorf("left behind: %v, %d changes", err, len(m.Deltas()))
+		}
+	}
+}
+
+// TestEveryEditorCanBeKept: journals can write down what every method's editor is, and other numbers are another editor.
+func TestEveryEditorCanBeKept(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	for _, method := range editing.Methods() {
+		s := editing.Settings{
+			Statistics: []*editing.Statistics{identity(t, m, 2)}, Layers: []int{2}, Progress: func(_, _ int) {},
+		}
+		var texts []string
+		for _, steps := range []int{1, 2} {
+			s.Steps = steps
+			s.New = float64(steps)
+			e, err := editing.NewEditor(method, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := json.Marshal(e)
+			if err != nil {
+				t.Errorf("%s: %v", method, err)
+			}
+			texts = append(texts, string(text))
+		}
+		if texts[0] == texts[1] {
+			t.Errorf("%s: one step and two are one editor: %s", method, texts[0])
 		}
 	}
 }
