@@ -62,6 +62,10 @@ train-demo: setup ## train the demo model anew, in build/demo; about 40 minutes,
 	@test -x build/python/bin/python || { python3 -m venv build/python && build/python/bin/pip install -q $(BPE); }
 	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./cmd/engram-train --out build/demo --python build/python/bin/python
 
+prove-demo: setup ## rewrite each of the demo model's 240 facts and score paraphrases and neighbours; about five minutes
+	@$(NATIVE) $(SIMD) ENGRAM_DEMO_RECORDS=240 ENGRAM_TEST_BACKENDS=xla:cpu \
+		$(GO) test -tags "$$tags" -timeout 60m -count 1 -run TestDemoFactsCanBeRewritten -v ./editing
+
 test: test-all test-race test-nocgo cross ## all tests: both backends, coverage; race detector; without cgo; other systems
 
 # test-all runs every test once, on both backends. The other two run again what can turn out differently there, which is
