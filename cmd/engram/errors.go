@@ -96,7 +96,8 @@ func exitCode(ctx context.Context, err error) int {
 		backend.ErrUnknown, routes.ErrThreshold, routes.ErrMethod, routes.ErrCircuit, routes.ErrWeighting):
 		return exitUsage
 	case errors.As(err, &inputError{}) || is(
-		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer) || is(
+		editing.ErrSubject, editing.ErrTrace, editing.ErrNoise, editing.ErrStatistics, editing.ErrLayer,
+		editing.ErrImpact, editing.ErrPlan) || is(
 		loader.ErrCheckpoint, loader.ErrNoModel, loader.ErrText, transformer.ErrConfig, transformer.ErrEmptyPrompt,
 		transformer.ErrTokenRange, transformer.ErrTooLong, transformer.ErrSite, transformer.ErrDecode,
 		probes.ErrPosition, probes.ErrLayer, probes.ErrNeuron, probes.ErrNorm, transformer.ErrIntervention,
