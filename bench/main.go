@@ -36,7 +36,7 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, index, or triggers")
+	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, index, triggers, or routes")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
@@ -74,6 +74,8 @@ func bench(dir, name string, threads, rounds int, only string) error {
 	switch only {
 	case "loading":
 		return loading(filepath.Join(dir, "gpt2-4gib"))
+	case "routes":
+		return routesFigures(be, filepath.Join(dir, "gpt2-small"), threads, rounds)
 	case "index":
 		return index(be, filepath.Join(dir, "gpt2-medium"), threads)
 	case "triggers":

@@ -1,7 +1,7 @@
 """Times eager PyTorch on a checkpoint, one job a line on standard input, seconds on standard output.
 
 usage: peer.py CHECKPOINT THREADS
-jobs: forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate) · knowledge T STEPS
+jobs: routes T · routes-memory T (MiB in place of seconds) · forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate) · knowledge T STEPS
 forward computes logits of the last position only, as engram does; gradient adds the backward pass for activations
 (weights need no gradient) from logit 7 − logit 11 at the last position of every row. knowledge is captum's way to integrated gradients of log P(7) by the coefficients of the
 last position: for each layer a whole forward pass with a row for each step, and a backward pass to that layer.
@@ -96,7 +96,73 @@ def resident():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-jobs = {"states": states, "triggers": triggers, "resident": resident, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge}
+def parts(b, t):
+    """Per layer what the public information-flow tool computes: the vector of every head and source [T,T,H,d], its L1
+    distance to the state behind attention, and the same of the stream and of the FFN."""
+    kept = {}
+    hooks = []
+    for l, block in enumerate(model.transformer.h):
+        hooks.append(block.attn.c_attn.register_forward_hook(lambda _, a, y, l=l: kept.__setitem__(("qkv", l), y[0])))
+        hooks.append(block.attn.c_proj.register_forward_hook(lambda _, a, y, l=l: kept.__setitem__(("attn", l), y[0])))
+        hooks.append(block.mlp.register_forward_hook(lambda _, a, y, l=l: kept.__setitem__(("ffn", l), y[0])))
+    with torch.no_grad():
+        out = model(input_ids=ids(b, t), use_cache=False, output_attentions=True, output_hidden_states=True)
+    for h in hooks:
+        h.remove()
+    heads, width = model.config.n_head, model.config.n_embd
+    distance = lambda z, y: torch.nn.functional.pairwise_distance(z, y, p=1)
+    graph = []
+    with torch.no_grad():
+        for l, block in enumerate(model.transformer.h):
+            x, value = out.hidden_states[l][0], kept["qkv", l][:, 2 * width:].reshape(t, heads, -1)
+            mid = x + kept["attn", l]
+            project = block.attn.c_proj.weight.reshape(heads, -1, width)
+            z = torch.einsum("hij,jhe,hed->ijhd", out.attentions[l][0], value, project)
+            size = mid.abs().sum(-1)
+            heads_near = (size[:, None, None] - distance(z, mid[:, None, None].expand_as(z))).clamp(min=1e-5)
+            stream = (size - distance(x, mid)).clamp(min=1e-5)
+            total = heads_near.sum((1, 2)) + stream
+            after = mid + kept["ffn", l]
+            both = torch.stack([distance(mid, after), distance(kept["ffn", l], after)])
+            near = (after.abs().sum(-1) - both).clamp(min=1e-5)
+            graph.append((heads_near / total[:, None, None], stream / total, near / near.sum(0)))
+    return graph
+
+
+def routes(t, tau=0.04):
+    """The parts of all states, and the edges above tau that lead to the last one."""
+    graph = parts(1, t)
+    reached, edges = {t - 1}, []
+    for l in reversed(range(len(graph))):
+        attn, stream, both = graph[l]
+        below = set()
+        for i in reached:
+            edges += [("I", l, i)] * int((both[:, i] > tau).sum())
+            for j, h in (attn[i] > tau).nonzero().tolist():
+                edges.append(("A", l, i, j, h))
+                below.add(j)
+            if stream[i] > tau:
+                below.add(i)
+        reached = below
+    return edges
+
+
+def status(name):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(name)) / 1024
+
+
+def routes_memory(t):
+    """MiB by which the process grows at most, in its second call."""
+    routes(t)
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+    before = status("VmHWM")
+    routes(t)
+    return status("VmHWM") - before
+
+
+jobs = {"states": states, "triggers": triggers, "resident": resident, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge, "routes": routes, "routes-memory": routes_memory}
 print("ready", torch.__version__, transformers.__version__, flush=True)
 for line in sys.stdin:
     name, *args = line.split()

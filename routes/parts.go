@@ -110,7 +110,8 @@ func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*P
 	if p.run == nil {
 		p.opts.Row, p.owned = 0, true
 		var err error
-		capture := transformer.Capture{Sites: PartsSites(), Cuts: opts.Weighting == ByGradient}
+		// A base is what Verify resumes from; it is the same program then.
+		capture := transformer.Capture{Sites: PartsSites(), Base: true, Cuts: opts.Weighting == ByGradient}
 		if p.run, err = m.Run(ctx, [][]int{opts.IDs}, capture); err != nil {
 			return nil, err
 		}
