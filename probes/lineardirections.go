@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 
+	"github.com/engram-go/engram/internal/atomicfile"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/internal/stats"
 	"github.com/engram-go/engram/transformer"
 )
@@ -344,4 +347,24 @@ func dotMixed(a, b []float32) float64 {
 		sum += float64(v) * float64(b[i])
 	}
 	return sum
+}
+
+// Save writes the vectors as float32 [d] to a safetensors file, each under its method's name; further axes of DAS are
+// das.1 and so on. An existing file is an error that wraps fs.ErrExist unless replace is set.
+func (r *LinearDirectionsResult) Save(ctx context.Context, path string, replace bool, meta map[string]string) error {
+	var items []safetensors.Item
+	add := func(name string, x []float32) {
+		items = append(items, safetensors.Item{
+			Name: name, DType: safetensors.F32, Shape: []int{len(x)},
+			WriteData: func(w io.Writer) error { return writeFloats(w, x) },
+		})
+	}
+	for _, d := range r.Directions {
+		add(string(d.Method), d.Vector)
+		for i, axis := range d.Axes[1:] {
+			add(fmt.Sprintf("%s.%d", d.Method, i+1), axis)
+		}
+	}
+	fill := func(w io.Writer) error { return safetensors.Write(w, items, meta) }
+	return atomicfile.Write(ctx, path, fill, atomicfile.Options{Replace: replace})
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"gonum.org/v1/gonum/mat"
-	"gonum.org/v1/gonum/optimize"
 
 	"github.com/engram-go/engram/internal/stats"
 	"github.com/engram-go/engram/transformer"
@@ -159,42 +158,89 @@ func nearest(rows [][]float64, centres [2][]float64) []int {
 	return out
 }
 
-// logistic minimises ½‖w‖² + Σ log(1 + exp(−y·(w·x + b))), y = ±1, b without a penalty.
+// logistic minimises ½‖w‖² + Σ log(1 + exp(−y·(w·x + b))), y = ±1, b without a penalty. w is a sum of the states, so
+// that Newton's steps are taken in the space that they span.
 func (p *pairStates) logistic() ([]float64, error) {
-	rows, n := p.all(), len(p.pairs)
-	d := len(rows[0])
-	label := func(i int) float64 {
-		if i < n {
-			return 1
+	rows := p.all()
+	var svd mat.SVD
+	if !svd.Factorize(centred(rows, make([]float64, len(rows[0]))), mat.SVDThin) {
+		return nil, fmt.Errorf("%w: the singular values do not converge", ErrPairs)
+	}
+	var u, v mat.Dense
+	svd.UTo(&u)
+	svd.VTo(&v)
+	s := svd.Values(nil)
+	n, r := len(rows), len(s)
+	z := mat.NewDense(n, r+1, nil) // coordinates, and a 1 for the intercept
+	for i := range n {
+		for k := range s {
+			z.Set(i, k, u.At(i, k)*s[k])
 		}
-		return -1
+		z.Set(i, r, 1)
 	}
-	problem := optimize.Problem{
-		Func: func(w []float64) float64 {
-			sum := along(w[:d], w[:d]) / 2
-			for i, row := range rows {
-				sum += softplus(-label(i) * (along(row, w[:d]) + w[d]))
+	w := mat.NewVecDense(r+1, nil)
+	loss := p.logisticLoss(z, w)
+	for range logisticSteps {
+		grad, hessian := p.logisticSlope(z, w)
+		if mat.Norm(grad, math.Inf(1)) < logisticTolerance {
+			break
+		}
+		var step mat.VecDense
+		if err := step.SolveVec(hessian, grad); err != nil {
+			return nil, fmt.Errorf("%w: the logistic regression does not converge: %w", ErrPairs, err)
+		}
+		for length := 1.0; length > 1e-10; length /= 2 {
+			var next mat.VecDense
+			next.AddScaledVec(w, -length, &step)
+			if l := p.logisticLoss(z, &next); l < loss {
+				loss = l
+				w.CopyVec(&next)
+				break
 			}
-			return sum
-		},
-		Grad: func(grad, w []float64) {
-			copy(grad, w[:d])
-			grad[d] = 0
-			for i, row := range rows {
-				s := -label(i) / (1 + math.Exp(label(i)*(along(row, w[:d])+w[d])))
-				for k, v := range row {
-					grad[k] += s * v
-				}
-				grad[d] += s
-			}
-		},
+		}
 	}
-	settings := &optimize.Settings{GradientThreshold: 1e-4, MajorIterations: 1000}
-	got, err := optimize.Minimize(problem, make([]float64, d+1), settings, &optimize.LBFGS{})
-	if err != nil && got == nil {
-		return nil, fmt.Errorf("%w: %w", ErrPairs, err)
+	var out mat.VecDense
+	out.MulVec(&v, w.SliceVec(0, r))
+	return out.RawVector().Data, nil
+}
+
+const (
+	logisticSteps     = 1000
+	logisticTolerance = 1e-4
+)
+
+// label is 1 for the i-th state if it is of the positive class, else −1.
+func (p *pairStates) label(i int) float64 {
+	if i < len(p.pairs) {
+		return 1
 	}
-	return got.X[:d:d], nil
+	return -1
+}
+
+func (p *pairStates) logisticLoss(z *mat.Dense, w *mat.VecDense) float64 {
+	last := w.Len() - 1
+	sum := (mat.Dot(w, w) - w.AtVec(last)*w.AtVec(last)) / 2
+	for i := range z.RawMatrix().Rows {
+		sum += softplus(-p.label(i) * mat.Dot(z.RowView(i), w))
+	}
+	return sum
+}
+
+// logisticSlope is the gradient and the matrix of second derivatives.
+func (p *pairStates) logisticSlope(z *mat.Dense, w *mat.VecDense) (*mat.VecDense, *mat.Dense) {
+	n, k := z.Dims()
+	grad, hessian := mat.NewVecDense(k, nil), mat.NewDense(k, k, nil)
+	for i := range k - 1 {
+		grad.SetVec(i, w.AtVec(i))
+		hessian.Set(i, i, 1)
+	}
+	for i := range n {
+		x, y := z.RowView(i), p.label(i)
+		q := 1 / (1 + math.Exp(y*mat.Dot(x, w)))
+		grad.AddScaledVec(grad, -y*q, x)
+		hessian.RankOne(hessian, q*(1-q), x, x)
+	}
+	return grad, hessian
 }
 
 // softplus is log(1 + exp x).

@@ -43,6 +43,7 @@ func (a *app) directionCommand() *cobra.Command {
 	cmd.Flags().IntVar(&f.token, "token", -1, "token whose row of the unembedding is the direction")
 	cmd.Flags().StringVarP(&f.out, "out", "o", "", "file to write")
 	cmd.Flags().BoolVar(&f.force, "force", false, "replace the file if it exists")
+	cmd.AddCommand(a.compareCommand())
 	_ = cmd.MarkFlagRequired("out")
 	_ = cmd.MarkFlagFilename("out", "safetensors")
 	return cmd
