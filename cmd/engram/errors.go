@@ -104,7 +104,7 @@ func exitCode(ctx context.Context, err error) int {
 		probes.ErrChange, probes.ErrHead, probes.ErrVector, corpus.ErrFormat, corpus.ErrEmpty, probes.ErrIndex,
 		probes.ErrQuery, probes.ErrMemory, safetensors.ErrFormat, probes.ErrFact, probes.ErrLens,
 		probes.ErrPatchscope, probes.ErrDiff, probes.ErrWidth, transformer.ErrScope, probes.ErrCorrelate, probes.ErrLabels,
-		probes.ErrFactors,
+		probes.ErrFactors, probes.ErrPairs,
 		editing.ErrRequest, editing.ErrSubject, editing.ErrStatistics, editing.ErrLayer, editing.ErrEdit,
 		transformer.ErrDelta, probes.ErrClusters, probes.ErrTriggers, probes.ErrMerge, routes.ErrNode,
 		routes.ErrParts, routes.ErrVerify, routes.ErrSeparation, routes.ErrAligned, routes.ErrAggregate,
