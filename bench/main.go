@@ -36,7 +36,8 @@ func main() {
 	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
 	threads := flag.Int("threads", 2, "threads of either side")
 	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "", "jobs whose name contains this; or loading: memory and start-up, index, triggers, or routes")
+	only := flag.String("only", "",
+		"jobs whose name contains this; or loading: memory and start-up, index, triggers, or routes")
 	name := flag.String("backend", backend.XLACPU, "backend")
 	flag.Parse()
 	runtime.GOMAXPROCS(*threads)
