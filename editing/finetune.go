@@ -74,7 +74,7 @@ func FineTune(ctx context.Context, m *transformer.Model, facts []Request, opts F
 		return nil, fmt.Errorf("%w: no facts", ErrRequest)
 	}
 	t := &tuning{m: m, opts: &opts, layer: layer, edit: &Edit{
-		Method: opts.Method, Layer: layer, Settings: Hyperparameters{ValueOptions: opts.Value},
+		Method: opts.Method, Layer: layer, Settings: Hyperparameters{ValueOptions: opts.Value.told()},
 	}}
 	if opts.Method == MethodFTL {
 		t.bound = orElse(opts.Bound, 5e-4)
@@ -229,6 +229,7 @@ func (t *tuning) evaluate(ctx context.Context) (float64, []float64, error) {
 		total += v
 	}
 	t.facts = append(t.facts, perFact)
+	t.opts.Value.evaluated(Loss{NLL: total, Total: total})
 	var by []float64 // the gradient by the layer's output, [positions][d]
 	for i, row := range t.base.IDs {
 		for p := range row {

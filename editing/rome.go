@@ -87,8 +87,9 @@ func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptio
 	}
 	search.add(transformer.DownOut, layer, outputs[0])
 	edit := &Edit{
-		Method: opts.Method, Layer: layer, Contexts: opts.Contexts, Settings: Hyperparameters{ValueOptions: opts.Value},
-		Fact: w.fact(),
+		Method: opts.Method, Layer: layer, Contexts: opts.Contexts,
+		Settings: Hyperparameters{ValueOptions: opts.Value.told()},
+		Fact:     w.fact(),
 	}
 	if err := answers(ctx, m, []*rewrite{w}, func(_ int, r Reply, prob float64) {
 		edit.Before, edit.TargetProbBefore = r, prob

@@ -29,6 +29,13 @@ type spread struct {
 	settled bool
 }
 
+// kept is the settings as edits keep them.
+func (b *spread) kept() Hyperparameters {
+	out := b.settings
+	out.ValueOptions = out.told()
+	return out
+}
+
 // blockSite is where what a block leaves behind is to be changed: its output, or where a norm stands behind the FFN,
 // which would not let a change through as it is, the output of the down projection.
 func blockSite(m *transformer.Model) transformer.Site {
@@ -189,7 +196,7 @@ func (b *spread) layer(
 		return nil, err
 	}
 	e := &Edit{
-		Method: b.method, Layer: c.Layer, Contexts: b.contexts, Settings: b.settings, Statistics: c.StatisticsInfo,
+		Method: b.method, Layer: c.Layer, Contexts: b.contexts, Settings: b.kept(), Statistics: c.StatisticsInfo,
 		Batch: slices.Clone(facts),
 	}
 	for i := range facts {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -60,6 +62,10 @@ type TraceOptions struct {
 	// Another answer is an *UnknownError.
 	Expect   string
 	Progress func(done, total int) // called after some cells; nil means not at all
+	// Cells is given what there is of the result after some cells, in which scores that are missing are NaN; nil means not
+	// at all. Begun is such a part of a trace with the same options: what it has is not computed again.
+	Cells func(part *TraceResult)
+	Begun *TraceResult
 }
 
 // defaultWindow is how many layers are put back together unless said otherwise.
@@ -227,6 +233,48 @@ func (t *tracer) start(ctx context.Context) (err error) {
 	}
 	for _, id := range t.ids {
 		t.out.Tokens = append(t.out.Tokens, Token{id, tokenText(t.m, id)})
+	}
+	return nil
+}
+
+// Done counts the scores that are there; a trace that has ended has all.
+func (r *TraceResult) Done() (done, total int) {
+	for _, row := range r.Scores {
+		for _, v := range row {
+			if total++; !math.IsNaN(v) {
+				done++
+			}
+		}
+	}
+	return done, total
+}
+
+// part is a copy of what there is.
+func (r *TraceResult) part() *TraceResult {
+	out := *r
+	out.Scores, out.Stderr = make([][]float64, len(r.Scores)), make([][]float64, len(r.Stderr))
+	for i := range r.Scores {
+		out.Scores[i], out.Stderr[i] = slices.Clone(r.Scores[i]), slices.Clone(r.Stderr[i])
+	}
+	return &out
+}
+
+// takeUp takes the scores of a part, which has to be of this very trace.
+func (t *tracer) takeUp() error {
+	b := t.opts.Begun
+	if b == nil {
+		return nil
+	}
+	mine, theirs := *t.out, *b
+	for _, r := range []*TraceResult{&mine, &theirs} {
+		r.Scores, r.Stderr, r.Severed, r.SeveredStderr = nil, nil, nil, nil
+	}
+	if !reflect.DeepEqual(mine, theirs) || len(b.Scores) != len(t.out.Scores) {
+		return fmt.Errorf("%w: what was begun is another trace", ErrTrace)
+	}
+	for i, row := range b.Scores {
+		copy(t.out.Scores[i], row)
+		copy(t.out.Stderr[i], b.Stderr[i])
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package editing
 
 import (
 	"context"
+	"math"
+	"slices"
 
 	"github.com/engram-go/engram/transformer"
 )
@@ -16,16 +18,26 @@ const traceTokens = 2048
 func (t *tracer) cells(ctx context.Context) error {
 	n, layers := len(t.ids), t.m.Config.Layers
 	for range n {
-		t.out.Scores = append(t.out.Scores, make([]float64, layers))
+		t.out.Scores = append(t.out.Scores, slices.Repeat([]float64{math.NaN()}, layers))
 		t.out.Stderr = append(t.out.Stderr, make([]float64, layers))
 	}
-	done := 0
+	if err := t.takeUp(); err != nil {
+		return err
+	}
+	groups, done := t.groups(), 0
+	for _, g := range groups {
+		done -= len(g)
+	}
+	done += (n - t.span.Begin) * layers // those that had been done
 	progress := func(cells int) {
 		if done += cells; t.opts.Progress != nil {
 			t.opts.Progress(done, (n-t.span.Begin)*layers)
 		}
+		if t.opts.Cells != nil {
+			t.opts.Cells(t.out.part())
+		}
 	}
-	for from, group := range t.groups() {
+	for from, group := range groups {
 		if len(group) == 0 {
 			continue
 		}
@@ -54,7 +66,7 @@ func (t *tracer) cells(ctx context.Context) error {
 }
 
 // groups are the cells by the layer where their runs are taken up, those with most positions first. Cells that change
-// nothing are filed at once.
+// nothing are filed at once, those that are there already left out.
 func (t *tracer) groups() [][]cell {
 	layers := t.m.Config.Layers
 	groups := make([][]cell, layers+1)
@@ -63,6 +75,9 @@ func (t *tracer) groups() [][]cell {
 			c := cell{p, l, l + 1, l + 2}
 			if p < t.span.Begin { // ahead of the noise the states are clean
 				t.file(c, t.low)
+				continue
+			}
+			if !math.IsNaN(t.out.Scores[p][l]) {
 				continue
 			}
 			if t.opts.Kind != TraceHidden {

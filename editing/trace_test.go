@@ -1,6 +1,7 @@
 package editing_test
 
 import (
+	"context"
 	"errors"
 	"math"
 	"strings"
@@ -190,4 +191,60 @@ func TestTraceRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// TestAStoppedTraceGoesOn: parts grow, a trace stopped in the middle goes on from its part, computes the rest alone and
+// ends with the same numbers; a part of another trace is refused.
+func TestAStoppedTraceGoesOn(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		m := open(t, be, "stories")
+		all := 0
+		opts := editing.TraceOptions{
+			Prompt: "One day, Tom saw", Subject: "Tom", Samples: 3, Seed: 5, Cells: func(*editing.TraceResult) { all++ },
+		}
+		want, err := editing.Trace(t.Context(), m, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var part *editing.TraceResult
+		opts.Cells = func(p *editing.TraceResult) {
+			done, total := p.Done()
+			if part != nil {
+				if before, _ := part.Done(); done <= before {
+					t.Errorf("%d cells behind %d", done, before)
+				}
+			}
+			if part = p; done > total/2 {
+				stop()
+			}
+		}
+		if _, err := editing.Trace(ctx, m, opts); !errors.Is(err, context.Canceled) {
+			t.Fatalf("stopped: %v", err)
+		}
+		had, total := part.Done()
+		if had <= total/2 || had == total {
+			t.Fatalf("%d of %d cells", had, total)
+		}
+		cells := 0
+		opts.Begun, opts.Cells = part, func(*editing.TraceResult) { cells++ }
+		got, err := editing.Trace(t.Context(), m, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range want.Scores {
+			for l := range want.Scores[i] {
+				near(t, "score", got.Scores[i][l], want.Scores[i][l], 1e-5)
+				near(t, "stderr", got.Stderr[i][l], want.Stderr[i][l], 1e-5)
+			}
+		}
+		if cells >= all {
+			t.Errorf("going on took %d batches of cells, all of them %d", cells, all)
+		}
+		opts.Seed++
+		if _, err := editing.Trace(t.Context(), m, opts); !errors.Is(err, editing.ErrTrace) {
+			t.Errorf("a part of another seed: %v", err)
+		}
+	})
 }

@@ -18,6 +18,22 @@ type ValueOptions struct {
 	Clamp     float64 `json:"clamp"`        // γ: δ is no longer than γ·‖v₀‖; 4
 	KL        float64 `json:"kl"`           // κ: weight of the drift of what is said about the subject, negative none; 0.0625
 	EarlyStop float64 `json:"early_stop"`   // loss at which the search ends, negative never; 0.05
+
+	// Evaluated is told the loss of every evaluation as it is made; nil means not at all. Edits do not keep it.
+	Evaluated func(Loss) `json:"-"`
+}
+
+// told is the settings as an edit keeps them.
+func (o ValueOptions) told() ValueOptions {
+	o.Evaluated = nil
+	return o
+}
+
+// evaluated tells a loss to who asked for it.
+func (o *ValueOptions) evaluated(l Loss) {
+	if o.Evaluated != nil {
+		o.Evaluated(l)
+	}
 }
 
 // romeValues are the usual values of ROME, for GPT-2 XL.
@@ -163,6 +179,7 @@ func (s *valueSearch) run(ctx context.Context) error {
 			return nil
 		}
 		s.losses = append(s.losses, loss)
+		s.opts.evaluated(loss)
 		for _, a := range s.at {
 			a.trace = append(a.trace, slices.Clone(a.delta))
 		}
