@@ -179,3 +179,18 @@ func pairs(list []part, tau float64) []part {
 		return !(math.Abs(sums[p.src]) > tau)
 	})
 }
+
+// Text says in words which parts are edges, for a threshold that is filled in.
+func (t *Threshold) Text() string {
+	switch t.Mode {
+	case TopK:
+		return fmt.Sprintf("the %d largest of each state", t.K)
+	case Mass:
+		return fmt.Sprintf("the fewest that make up %g of each state", t.Mass)
+	case FilterPair:
+		return fmt.Sprintf("above %g, a source's heads together", *t.Tau)
+	case Filter:
+		return fmt.Sprintf("above %g", *t.Tau)
+	}
+	return fmt.Sprintf("above %g, made to sum to 1", *t.Tau)
+}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,6 +12,7 @@ import (
 	"github.com/engram-go/engram/internal/plot"
 	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
+	"github.com/engram-go/engram/tui"
 )
 
 type routesFlags struct {
@@ -258,7 +258,7 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 	}
 	f.conventions = map[string]string{
 		"proximity": "max(0, ‖y‖₁ − ‖y − z‖₁) of a part z to its state y", "granularity": "per head and source",
-		"weight": "share of the proximities of a state's parts; " + thresholdText(r.Threshold), "value_bias": bias,
+		"weight": "share of the proximities of a state's parts; " + r.Threshold.Text(), "value_bias": bias,
 		"flow": "mass of the roots that comes down the edges by weight",
 	}
 	if r.Weighting != routes.ByProximity {
@@ -279,20 +279,6 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 	if f.tokens > 0 {
 		f.conventions["tokens"] = "of a node its logits, of an edge its share in the target's, the norm's statistic kept"
 	}
-}
-
-func thresholdText(t routes.Threshold) string {
-	switch t.Mode {
-	case routes.TopK:
-		return fmt.Sprintf("the %d largest of each state", t.K)
-	case routes.Mass:
-		return fmt.Sprintf("the fewest that make up %g of each state", t.Mass)
-	case routes.FilterPair:
-		return fmt.Sprintf("above %g, a source's heads together", *t.Tau)
-	case routes.Filter:
-		return fmt.Sprintf("above %g", *t.Tau)
-	}
-	return fmt.Sprintf("above %g, made to sum to 1", *t.Tau)
 }
 
 // printRoutes writes the graph in the format asked for, to standard output or a file.
@@ -320,9 +306,9 @@ func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {
 		_, err := a.stdout.Write(r.DOT(p.fullToken))
 		return err
 	case "svg":
-		return plot.WriteSVG(a.stdout, a.network(r))
+		return plot.WriteSVG(a.stdout, tui.RoutesPicture(r, p.fullToken))
 	case "png":
-		return plot.WritePNG(a.stdout, a.network(r))
+		return plot.WritePNG(a.stdout, tui.RoutesPicture(r, p.fullToken))
 	case "html":
 		facts := map[string]string{}
 		for _, fact := range a.facts(f.conventions) {
@@ -350,53 +336,4 @@ func (a *app) writeRoutes(f *routesFlags, r *routes.RoutesResult) error {
 			writeVerified(p, r.Verified)
 		}
 	})
-}
-
-// network is the graph as a picture: a column for each token, two rows for each layer.
-func (a *app) network(r *routes.RoutesResult) *plot.Network {
-	p := page{tokens: a.session.model.Tokenizer}
-	n := &plot.Network{
-		Title: "routes, " + thresholdText(r.Threshold), Y: []string{"X0"},
-		Legend: []string{"stream", "attention", "FFN", "negative"},
-	}
-	for i, t := range r.Prompt {
-		n.X = append(n.X, strconv.Itoa(i)+" "+p.fullToken(t.ID))
-	}
-	for l := range r.Layers {
-		if r.Parallel {
-			n.Y = append(n.Y, "")
-		} else {
-			n.Y = append(n.Y, fmt.Sprintf("A%d", l))
-		}
-		n.Y = append(n.Y, fmt.Sprintf("I%d", l))
-	}
-	index := map[string]int{}
-	for i, node := range r.Nodes {
-		at := plot.NetworkNode{Name: node.Node, X: float64(node.Position), Shade: node.Flow}
-		switch node.Kind {
-		case "A":
-			at.Y = float64(2*node.Layer + 1)
-		case "M":
-			at.X, at.Y, at.Small = at.X+0.32, float64(2*node.Layer)+1.5, true
-		case "I":
-			at.Y = float64(2*node.Layer + 2)
-		}
-		index[node.Node] = i
-		n.Nodes = append(n.Nodes, at)
-	}
-	for _, line := range r.Lines() {
-		kind := 2
-		switch {
-		case line.Weight < 0:
-			kind = 3
-		case line.Kind == routes.Resid:
-			kind = 0
-		case line.Kind == routes.Attn:
-			kind = 1
-		}
-		n.Edges = append(n.Edges, plot.NetworkEdge{
-			From: index[line.From], To: index[line.To], Weight: max(line.Weight, -line.Weight), Kind: kind, Label: line.Label(),
-		})
-	}
-	return n
 }

@@ -113,7 +113,7 @@ func (a *app) runAggregate(cmd *cobra.Command, f *aggregateFlags) error {
 		return err
 	}
 	conventions := map[string]string{
-		"importance": "mean over predictions of the sum of a part's kept weights; " + thresholdText(got.Threshold),
+		"importance": "mean over predictions of the sum of a part's kept weights; " + got.Threshold.Text(),
 		"frequency":  "share of predictions with such an edge", "root": "the last layer's state",
 		"role":           "shares of a head's edges over all states of the texts, no threshold",
 		"specialisation": "frequency less the largest of another label; 95 % interval of bootstrap draws",
@@ -246,7 +246,7 @@ func jsonRecord(m *transformer.Model, line []byte) (routes.Record, error) {
 
 // writeAggregate prints the heads that are in most graphs, the layers, and what is special about labels.
 func writeAggregate(p *page, r *routes.AggregateResult, top int) {
-	p.heading(fmt.Sprintf("%d predictions in %d texts, weights %s", r.Predictions, r.Records, thresholdText(r.Threshold)))
+	p.heading(fmt.Sprintf("%d predictions in %d texts, weights %s", r.Predictions, r.Records, r.Threshold.Text()))
 	heads := slices.Clone(r.Heads)
 	slices.SortStableFunc(heads, func(a, b routes.HeadUse) int { return cmp.Compare(b.Importance, a.Importance) })
 	t := &table{header: []string{
