@@ -7,11 +7,13 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	tea "github.com/charmbracelet/bubbletea"
 
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/internal/facts"
 	"github.com/engram-go/engram/probes"
 )
 
@@ -79,6 +81,8 @@ type App struct {
 	lines         []string // of the command line
 
 	jobs    jobs
+	weights sync.RWMutex // of the model: written by jobs that are alone
+	table   *facts.Table // what the program knows of the world; nil until it is read
 	entry   *entry
 	pager   *pager
 	message string
@@ -141,7 +145,7 @@ func (a *App) opens(o *Opened, err error) tea.Cmd {
 	for _, n := range o.Notes {
 		a.note("%s", n)
 	}
-	cmds := []tea.Cmd{}
+	cmds := []tea.Cmd{a.readFacts()}
 	for _, f := range a.opts.Files {
 		cmds = append(cmds, a.openFile(f))
 	}

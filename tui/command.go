@@ -25,6 +25,7 @@ func ownCommands() []command {
 		{"ids", "ids 1,2,3", "make token ids the prompt"},
 		{"position", "position N", "choose a position"},
 		{"target", "target ID", "follow a token; none follows what the model predicts"},
+		{"subject", "subject TEXT", "what the prompt is about, as it stands there, for traces and edits"},
 		{"screen", "screen NAME", "show a screen"},
 		{"clear", "clear", "take all interventions back"},
 		{"undo", "undo", "take the last change back"},
@@ -149,6 +150,11 @@ func (a *App) ownCommand(name, rest string) (cmd tea.Cmd, known bool, err error)
 		}
 	case "target":
 		cmd, err = a.runTarget(rest)
+	case "subject":
+		var text string
+		if text, err = unquoteLine(rest); err == nil {
+			cmd, err = a.SetSubject(text)
+		}
 	case "screen":
 		i := a.screenNamed(strings.ToLower(rest))
 		if i < 0 {
@@ -232,7 +238,7 @@ func (a *App) program(line string) (tea.Cmd, error) {
 	iv := a.state.Interventions()
 	at := Invocation{Prompt: a.state.Prompt, IDs: a.state.IDs(), Changes: iv.Strings()}
 	return start(a, work[string]{
-		slot: "command", title: oneLine(args[0]),
+		slot: "command", title: oneLine(args[0]), alone: args[0] == "edit" || args[0] == "eval",
 		run: func(ctx context.Context, _ Progress) (string, error) { return a.opts.Command(ctx, args, at) },
 		done: func(text string, err error) tea.Cmd {
 			if text != "" {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -31,6 +30,8 @@ type Export struct {
 	Picture     plot.Picture // nil where the screen is its own picture
 	Command     []string     // words behind "engram", without model, prompt and interventions
 	Bare        bool         // the command takes neither prompt nor interventions
+	// HTML makes the page where it is another one than that of picture and table; nil means that one.
+	HTML func(title, command, engram string) ([]byte, error)
 }
 
 // reproduce is the command line that makes what is shown again.
@@ -52,14 +53,15 @@ func (a *App) reproduce(x *Export) string {
 	for _, line := range iv.Strings() {
 		words = append(words, "--change", line)
 	}
+	last := ""
 	for _, e := range s.Edits {
-		if e.On && e.File != "" && slices.Contains(words, e.File) {
-			continue // a file with several edits
+		file := e.File
+		if file == "" {
+			file = "FILE" // an edit that has not been saved
 		}
-		if e.On && e.File != "" {
-			words = append(words, "--edit", e.File)
-		} else if e.On {
-			words = append(words, "--edit", "FILE") // an edit that has not been saved
+		if e.On && file != last {
+			words = append(words, "--edit", file)
+			last = file
 		}
 	}
 	return joinWords(words)
@@ -135,6 +137,10 @@ func (x *Export) write(ctx context.Context, path string, e *result.Envelope, fra
 		err = plot.WriteSVG(&b, x.Picture)
 	case ext == ".png" && x.Picture != nil:
 		err = plot.WritePNG(&b, x.Picture)
+	case ext == ".html" && x.HTML != nil:
+		var page []byte
+		page, err = x.HTML(title, line, e.Engram)
+		b.Write(page)
 	case ext == ".html":
 		page := &plot.Page{
 			Title: title, Command: line, Footer: "engram " + e.Engram,

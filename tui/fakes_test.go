@@ -1,6 +1,7 @@
 package tui
 
 import (
+	"maps"
 	"strings"
 
 	"github.com/engram-go/engram/loader"
@@ -10,10 +11,13 @@ import (
 
 // answers are the result structs of the frames: every number in them is made up, so that frames are the same everywhere.
 func answers() map[string]any {
-	return map[string]any{
+	out := map[string]any{
 		"predict": predicted(), "lens": lensed(), "lens updates": updated(), "ranking": ranked(), "look": lookedUp(),
 		"inspect": inspected(), "lengths": measured(), "memory": remembered(), "effect": scaledEffect(),
 	}
+	maps.Copy(out, routesAnswers())
+	maps.Copy(out, traceAnswers())
+	return out
 }
 
 func lensed() *probes.LensResult {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"slices"
 
 	tea "github.com/charmbracelet/bubbletea"
 
@@ -24,7 +23,7 @@ type atHand struct {
 	triggers   *probes.TriggerIndex
 	lens       *probes.Translators
 	statistics *editing.Statistics
-	edits      *editing.Edits // go onto the stack
+	edits      *editing.Edits
 }
 
 // openFile reads a file of any kind in a job.
@@ -41,11 +40,7 @@ func (a *App) openFile(path string) tea.Cmd {
 				return nil
 			}
 			if f.edits != nil {
-				list := slices.Clone(a.state.Edits)
-				for _, e := range f.edits.List {
-					list = append(list, StackedEdit{Edit: e, On: true, File: path})
-				}
-				return a.SetEdits("edits of "+filepath.Base(path), list)
+				return a.pushEdits(f)
 			}
 			a.files = append(a.files, f)
 			a.Say("%s: %s", filepath.Base(path), f.about)
@@ -97,11 +92,13 @@ func readAtHand(path string, m *transformer.Model) (atHand, error) {
 		err = f.statistics.Check(m, f.statistics.Layer)
 	case "engram.edit":
 		f.kind = "edits"
-		if f.edits, err = editing.LoadEdits(path); err == nil {
-			err = f.edits.Check(m)
+		if f.edits, err = editing.LoadEdits(path); err != nil {
+			return f, err
 		}
+		f.about = count(len(f.edits.List), "edit")
+		err = f.edits.Check(m)
 	default:
-		err = fmt.Errorf("%s: schema %q is no index, lens, statistics or edit", filepath.Base(path), oneLine(schema))
+		err = fmt.Errorf("%s: schema %q is no index, lens, statistics or edit file", filepath.Base(path), oneLine(schema))
 	}
 	return f, err
 }
@@ -130,7 +127,7 @@ func (a *App) openModel(name string) tea.Cmd {
 	closing := func() tea.Msg { return nil }
 	if old != nil && old.Close != nil {
 		closing = start(a, work[bool]{
-			slot: "close",
+			slot: "close", alone: true,
 			run:  func(context.Context, Progress) (bool, error) { return true, old.Close() },
 			done: func(bool, error) tea.Cmd { return nil },
 		})

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
+
+	"github.com/engram-go/engram/internal/plot"
 )
 
 // Cell is a cell of a Heatmap: a value and what stands in it.
@@ -18,7 +20,8 @@ type Cell struct {
 // front of each cell stands for its value.
 type Heatmap struct {
 	Rows, Columns int
-	Width         int // of a cell, the gap behind it included
+	Width         int  // of a cell, the gap behind it included
+	Tight         bool // cells have no gap behind them
 	Signed        bool
 	At            func(row, column int) Cell
 	RowLabel      func(row int) string
@@ -113,7 +116,7 @@ func (h *Heatmap) Render(t *Theme, w, height int) []string {
 		if c == h.Column {
 			text, style = ">"+text, t.Mark
 		}
-		head.cell(style, text, h.Width-1, false).add(" ")
+		head.cell(style, text, h.inner(), false).add(blanks(h.Width - h.inner()))
 	}
 	out := []string{head.String()}
 	var sb strings.Builder
@@ -136,7 +139,7 @@ func (h *Heatmap) Render(t *Theme, w, height int) []string {
 // cell writes one cell.
 func (h *Heatmap) cell(sb *strings.Builder, t *Theme, r, c int) {
 	cell := h.At(r, c)
-	width := h.Width - 1
+	width := h.inner()
 	under := r == h.Row && c == h.Column
 	if cell.None {
 		cell.Text, cell.Value = "·", 0
@@ -164,5 +167,28 @@ func (h *Heatmap) cell(sb *strings.Builder, t *Theme, r, c int) {
 	sb.WriteString(style.on)
 	sb.WriteString(text)
 	sb.WriteString(style.off)
-	sb.WriteByte(' ')
+	sb.WriteString(blanks(h.Width - width))
+}
+
+// inner is the width of a cell without the gap.
+func (h *Heatmap) inner() int {
+	if h.Tight {
+		return h.Width
+	}
+	return h.Width - 1
+}
+
+// picture is the whole map for a file; low and high are the ends of its colours.
+func (h *Heatmap) picture(title, x, y, unit string, values [][]float64, low, high float64) *plot.Heatmap {
+	p := &plot.Heatmap{Title: title, XLabel: x, YLabel: y, Unit: unit, Values: values, Min: low, Max: high}
+	if low >= high {
+		p.Min, p.Max = 0, 1
+	}
+	for c := range h.Columns {
+		p.X = append(p.X, h.ColumnLabel(c))
+	}
+	for r := range h.Rows {
+		p.Y = append(p.Y, h.RowLabel(r))
+	}
+	return p
 }

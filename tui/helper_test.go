@@ -201,3 +201,8 @@ func updating() bool {
 	f := flag.Lookup("update")
 	return f != nil && f.Value.String() == "true"
 }
+
+// commandThat is the program's command line in tests.
+func commandThat(do func(words []string) (string, error)) func(context.Context, []string, Invocation) (string, error) {
+	return func(_ context.Context, words []string, _ Invocation) (string, error) { return do(words) }
+}

@@ -45,9 +45,12 @@ type jobProgress struct {
 }
 
 // work describes a job: the slot it takes, its title in lists, what it does, and what becomes of its result. An empty
-// title keeps it out of messages. Part, which may be nil, is given what Progress hands over.
+// title keeps it out of messages. Part, which may be nil, is given what Progress hands over. A job that is alone
+// changes weights: it waits until no job with a title is running, and those started behind it wait for its end, so that
+// none sees weights change between two runs of the model.
 type work[T any] struct {
 	slot, title string
+	alone       bool
 	run         func(ctx context.Context, p Progress) (T, error)
 	done        func(value T, err error) tea.Cmd
 	part        func(any)
@@ -67,6 +70,17 @@ func start[T any](a *App, w work[T]) tea.Cmd {
 	fake := a.fake
 	return func() tea.Msg {
 		defer cancel()
+		switch {
+		case w.alone:
+			a.weights.Lock()
+			defer a.weights.Unlock()
+		case w.title != "":
+			a.weights.RLock()
+			defer a.weights.RUnlock()
+		}
+		if ctx.Err() != nil {
+			return jobDone{j.id, nil, context.Cause(ctx)}
+		}
 		value, err := guarded(func() (any, error) {
 			if fake != nil {
 				if v, err := fake(w.slot); v != nil || err != nil {

@@ -2,5 +2,8 @@ package tui
 
 // newScreens are the tabs in their order.
 func newScreens(a *App) []Screen {
-	return []Screen{newPromptScreen(a), newLensScreen(a), newMemoriesScreen(a), newModelScreen(a)}
+	return []Screen{
+		newPromptScreen(a), newLensScreen(a), newMemoriesScreen(a), newRoutesScreen(a), newTraceScreen(a), newEditScreen(a),
+		newModelScreen(a),
+	}
 }

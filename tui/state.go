@@ -25,8 +25,9 @@ type State struct {
 
 	Prompt   string // "" for a prompt of ids
 	Tokens   []transformer.Token
-	Position int // the chosen one
-	Target   int // token to follow; −1 means what the model predicts
+	Position int    // the chosen one
+	Target   int    // token to follow; −1 means what the model predicts
+	Subject  string // what the prompt is about, for traces and edits; "" for not known
 
 	Neuron  transformer.Neuron // the chosen memory
 	Layer   int                // the chosen layer
@@ -37,9 +38,10 @@ type State struct {
 	Version int
 }
 
-// StackedEdit is an edit of the stack. Those that are on are in force, in their order.
+// StackedEdit is what became of one request, an edit for each layer that was changed. Those that are on are in force,
+// in their order.
 type StackedEdit struct {
-	Edit *editing.Edit
+	List []*editing.Edit
 	On   bool
 	File string // where it was saved; "" for nowhere
 }
@@ -77,7 +79,9 @@ func deltas(list []StackedEdit) []transformer.Delta {
 	var out []transformer.Delta
 	for _, e := range list {
 		if e.On {
-			out = append(out, e.Edit.Delta())
+			for _, one := range e.List {
+				out = append(out, one.Delta())
+			}
 		}
 	}
 	return out
@@ -151,6 +155,10 @@ func (a *App) SetIDs(ids []int) tea.Cmd {
 func (a *App) setTokens(text string, tokens []transformer.Token) tea.Cmd {
 	s := &a.state
 	s.Prompt, s.Tokens, s.Position, s.Target = text, tokens, len(tokens)-1, -1
+	if !strings.Contains(text, s.Subject) {
+		s.Subject = ""
+	}
+	a.guessSubject()
 	if text != "" {
 		a.prompts = slices.DeleteFunc(a.prompts, func(p string) bool { return p == text })
 		a.prompts = append(a.prompts, text)
@@ -199,7 +207,7 @@ func (a *App) SetEdits(what string, list []StackedEdit) tea.Cmd {
 func (a *App) applyEdits(what string, list []StackedEdit) tea.Cmd {
 	m := a.state.Model
 	return start(a, work[bool]{
-		slot: "edits", title: "changing weights",
+		slot: "edits", title: "changing weights", alone: true,
 		run: func(context.Context, Progress) (bool, error) { return true, m.SetDeltas(deltas(list)) },
 		done: func(_ bool, err error) tea.Cmd {
 			if err != nil {
@@ -207,7 +215,7 @@ func (a *App) applyEdits(what string, list []StackedEdit) tea.Cmd {
 			}
 			a.state.Edits = list
 			a.Say("%s", what)
-			return a.changed()
+			return tea.Batch(a.keepEdits(), a.changed())
 		},
 	})
 }
@@ -227,7 +235,7 @@ func (a *App) Undo() tea.Cmd {
 	a.undo = a.undo[:len(a.undo)-1]
 	a.state.Changes = last.changes
 	a.Say("undone: %s", last.what)
-	if !slices.Equal(last.edits, a.state.Edits) {
+	if !slices.EqualFunc(last.edits, a.state.Edits, sameEdit) {
 		return a.applyEdits("undone: "+last.what, last.edits)
 	}
 	return a.changed()
@@ -255,6 +263,9 @@ func (a *App) session() string {
 		for _, line := range screen.Session() {
 			fmt.Fprintf(&b, "%s\n", line)
 		}
+	}
+	if s.Subject != "" {
+		fmt.Fprintf(&b, "subject %s\n", quoteLine(s.Subject))
 	}
 	if len(s.Tokens) > 0 {
 		fmt.Fprintf(&b, "position %d\n", s.Position)

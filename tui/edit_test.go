@@ -1,0 +1,241 @@
+package tui
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/engram-go/engram/editing"
+)
+
+// madeUp is an edit of the fake model's fact, with made-up numbers.
+func madeUp() *madeEdit {
+	e := &editing.Edit{
+		Method: editing.MethodRROME, Layer: 1, NormRatio: 0.11, Left: [][]float32{make([]float32, 8)},
+		Right: [][]float32{make([]float32, 16)}, Statistics: editing.StatisticsInfo{Layer: 1, Count: 160, Corpus: "made up"},
+		Warnings: []string{"the change is larger than usual"},
+	}
+	e.Request = editing.Request{Prompt: "The {} is in", Subject: "Eiffel Tower", Target: "Rome", Old: "Paris"}
+	e.TargetProbBefore, e.TargetProbAfter, e.DivisorRatio = 0.02, 0.875, 0.97
+	e.Key, e.Value = make([]float32, 16), make([]float32, 8)
+	for i := range 9 {
+		nll := 2 / float64(i*i+1)
+		e.Losses = append(e.Losses, editing.Loss{NLL: nll, KL: 0.0625, Decay: 0.03125, Total: nll + 0.09375})
+	}
+	m := &madeEdit{request: e.Request, edits: []*editing.Edit{e}, replies: &editing.RepliesResult{}}
+	add := func(role, prompt string, before, after int, p, q float64) {
+		m.roles = append(m.roles, role)
+		r := editing.PromptReplies{Prompt: prompt}
+		r.Before.Reply, r.After.Reply = editing.Reply{Top: before, TopProb: p}, editing.Reply{Top: after, TopProb: q}
+		r.After.Exact = after == 5
+		m.replies.Prompts = append(m.replies.Prompts, r)
+	}
+	add(roleRewrite, "The Eiffel Tower is in", 4, 5, 0.93, 0.98)
+	add(roleParaphrase, "The city where the Eiffel Tower can be found is", 4, 4, 0.9, 0.5)
+	add(roleNeighbour, "The Louvre is in", 4, 4, 0.95, 0.94)
+	add(roleOwn, "The Seine is in \x1b[2J", 4, 6, 0.8, 0.7)
+	return m
+}
+
+// TestAFactIsEditedSeenAndRevertedOnTheDemoModel: the request comes from the prompt, the edit is tested and does nothing
+// before a; then the Prompt screen answers Rome, and undo, revert and drop give the model back bit for bit.
+func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
+	onDemo(t, 110, 40, Options{Session: filepath.Join(t.TempDir(), "session.txt")}, func(t *testing.T, d *driver) {
+		a, s := d.app, screenOf[*editScreen](t, d)
+		prompt := a.screens[0].(*promptScreen)
+		clean := prompt.next.Next
+		d.run(a.Open("edit"))
+		contains(t, d, "*Eiffel Tower*", "known: Paris", "stack     empty")
+		d.keys("S", "t", "up")
+		d.keys("esc", "enter") // without a target it is asked for
+		d.typed("Rome")
+		d.keys("enter", "enter")
+		checkFrame(t, d)
+		contains(t, d, "→ Rome", "evaluation", "nll", "rewrite", "paraphrase", "neighbour", "not in force", "ok")
+		if len(a.state.Model.Deltas()) != 0 {
+			t.Fatal("an edit is in force before it was applied")
+		}
+		if s.made.edits[0].TargetProbAfter < 0.5 {
+			t.Errorf("P(Rome) %g after the edit", s.made.edits[0].TargetProbAfter)
+		}
+		d.keys("a", "1")
+		contains(t, d, "> ·Rome", "1 edit")
+		d.run(a.Open("edit"))
+		d.keys("r", "1")
+		same(t, prompt, clean)
+		d.keys("u") // the revert
+		contains(t, d, "> ·Rome")
+		d.keys("u") // the application
+		same(t, prompt, clean)
+		path := filepath.Join(t.TempDir(), "rome.safetensors")
+		d.run(a.Open("edit"))
+		d.keys("a", "w", "ctrl+u")
+		d.typed(path)
+		d.keys("enter")
+		saved, err := editing.LoadEdits(path)
+		if err != nil || saved.Check(a.state.Model) != nil || saved.List[0].Request.Target != "Rome" {
+			t.Fatalf("saved %+v: %v, %s", saved, err, a.message)
+		}
+		if line := a.reproduce(s.Export()); !strings.Contains(line, "edit rome --method r-rome --subject 'Eiffel Tower' --target Rome") {
+			t.Errorf("command line %s", line)
+		}
+		d.keys("d")
+		if len(a.state.Edits) != 0 || len(a.state.Model.Deltas()) != 0 {
+			t.Error("a dropped edit is in force")
+		}
+		d.run(a.Run("open " + path))
+		if a.state.inForce() != 1 || len(a.state.Model.Deltas()) != 1 {
+			t.Errorf("an opened edit file is not in force: %s", a.message)
+		}
+		resumes(t, d)
+	})
+}
+
+// same fails unless the prompt's candidates are the given ones, bit for bit.
+func same[T comparable](t *testing.T, s *promptScreen, want []T) {
+	t.Helper()
+	for i, w := range want {
+		if got := any(s.next.Next[i]); got != any(w) {
+			t.Fatalf("candidate %d is %v, was %v", i, got, w)
+		}
+	}
+}
+
+// resumes replays the session in the same browser, from which the stack was taken away.
+func resumes(t *testing.T, d *driver) {
+	t.Helper()
+	a := d.app
+	script := a.session()
+	d.run(a.applyEdits("none", nil))
+	if len(a.state.Model.Deltas()) != 0 {
+		t.Fatal("edits are left")
+	}
+	d.run(a.replay(script))
+	if a.state.inForce() != 1 || len(a.state.Model.Deltas()) != 1 {
+		t.Errorf("after the replay of\n%s%d edits are in force: %s", script, a.state.inForce(), a.message)
+	}
+}
+
+// TestTheStackIsReordered: edits are applied, moved and dropped one by one, and each step can be undone.
+func TestTheStackIsReordered(t *testing.T) {
+	d := withFakes(110, 40, framePrompt, map[string]any{"predict": predicted(), "edits": true})
+	a, s := d.app, screenOf[*editScreen](t, d)
+	a.fake = func(slot string) (any, error) {
+		if slot == "edit" {
+			return madeUp(), nil
+		}
+		return map[string]any{"predict": predicted(), "edits": true}[slot], nil
+	}
+	d.run(a.Open("edit"))
+	for _, target := range []string{"Rome", "Lyon"} {
+		s.target = target
+		d.keys("enter")
+	}
+	a.state.Edits[1].List[0].Request.Target = "Lyon"
+	contains(t, d, "2 edits, 0 in force", "> 2 Eiffel Tower → Lyon (r-rome, layer 1)", "|ΔW|/|W| 0.11", "warning: the change is larger")
+	contains(t, d, "ok", "missed", "kept", "changed", `\x1b[2J`)
+	d.keys("a", "[")
+	contains(t, d, "> 1 Eiffel Tower → Lyon (r-rome, layer 1)   in force")
+	d.keys("down", "d")
+	if len(a.state.Edits) != 1 || !a.state.Edits[0].On {
+		t.Errorf("stack %+v", a.state.Edits)
+	}
+	for range 3 {
+		d.keys("u")
+	}
+	contains(t, d, "1 Eiffel Tower → Rome (r-rome, layer 1)   not in force", "2 Eiffel Tower → Lyon (r-rome, layer 1)   not in force")
+	for _, key := range []string{"]", "a", "a", "N", "r", "r"} {
+		d.keys(key)
+		checkFrame(t, d)
+	}
+}
+
+// TestRefusedEditsSayWhy: what the editors refuse stands on the screen with its hint, and Esc closes it.
+func TestRefusedEditsSayWhy(t *testing.T) {
+	d := withFakes(110, 40, framePrompt, map[string]any{"predict": predicted()})
+	a, s := d.app, screenOf[*editScreen](t, d)
+	a.fake = func(slot string) (any, error) {
+		if slot == "edit" {
+			return nil, &editing.SubjectError{Prompt: framePrompt, Subject: "Tower of Eiffel", Near: "Eiffel Tower"}
+		}
+		return map[string]any{"predict": predicted()}[slot], nil
+	}
+	d.run(a.Open("edit"))
+	s.target = "Rome"
+	d.keys("enter")
+	contains(t, d, "refused: the prompt", `did you mean "Eiffel Tower"?`)
+	d.keys("esc")
+	if s.refused != nil {
+		t.Error("esc does not close a refusal")
+	}
+	for _, line := range []string{"method magic", "layer 99", "stack +x nowhere", "stack +1 nowhere", "open nowhere"} {
+		a.failed = false
+		if d.run(a.Run(line)); !a.failed {
+			t.Errorf("%s is taken", line)
+		}
+	}
+	d.keys("X")
+	contains(t, d, "the stack is empty")
+}
+
+// TestSparklinesRise with the target's probability.
+func TestSparklinesRise(t *testing.T) {
+	list := []editing.Loss{{NLL: 9}, {NLL: -math.Log(0.5)}, {NLL: 0}}
+	if got := sparkline(list, 2); got != "▅█" {
+		t.Errorf("sparkline %q", got)
+	}
+}
+
+// TestExportingACheckpointRunsTheProgram with the edits in force in a file that is gone afterwards.
+func TestExportingACheckpointRunsTheProgram(t *testing.T) {
+	d := withFakes(110, 40, framePrompt, nil)
+	a, s := d.app, screenOf[*editScreen](t, d)
+	a.fake = func(slot string) (any, error) {
+		return map[string]any{"predict": predicted(), "edit": madeUp(), "edits": true}[slot], nil
+	}
+	var args []string
+	a.opts.Command = commandThat(func(words []string) (string, error) {
+		args = words
+		list, err := editing.LoadEdits(words[2])
+		if err == nil && len(list.List) != 1 {
+			err = errors.New("not one edit")
+		}
+		return "1 edits in edited", err
+	})
+	d.run(a.Open("edit"))
+	s.target = "Rome"
+	d.keys("enter", "X", "enter")
+	contains(t, d, "1 edits in edited")
+	if strings.Join(args[:2], " ") != "edit export" || args[4] != "edited" {
+		t.Errorf("ran %q", args)
+	}
+	if _, err := os.Stat(args[2]); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file is left: %v", err)
+	}
+}
+
+// TestEditFrame: an edit that was made, tested and put in force, in every size.
+func TestEditFrame(t *testing.T) {
+	for _, size := range [][2]int{{80, 24}, {120, 40}, {200, 50}} {
+		d := withFakes(size[0], size[1], framePrompt, map[string]any{"predict": predicted(), "edit": madeUp(), "edits": true})
+		d.run(d.app.Open("edit"))
+		screenOf[*editScreen](t, d).target = "Rome"
+		d.keys("enter", "a")
+		t.Run(fmt.Sprintf("%dx%d", size[0], size[1]), func(t *testing.T) { requireFrame(t, d) })
+	}
+}
+
+// BenchmarkEditFrame draws the screen at 200×50.
+func BenchmarkEditFrame(b *testing.B) {
+	d := withFakes(200, 50, framePrompt, map[string]any{"predict": predicted(), "edit": madeUp(), "edits": true})
+	d.run(d.app.Open("edit"))
+	screenOf[*editScreen](b, d).target = "Rome"
+	d.keys("enter", "a")
+	for b.Loop() {
+		d.app.View()
+	}
+}
