@@ -60,7 +60,7 @@ func (w *DrawingRow) String() string {
 	return strings.TrimRight(text, " ")
 }
 
-// Draw draws the graph. label is a token as it may stand on a screen, room the columns that it may take without remarks,
+// Draw draws the graph. label is a token as it may stand on a screen, room the columns it may take without remarks,
 // 0 for any number: tokens that do not fit are left out from the left.
 func (r *RoutesResult) Draw(room int, label func(id int) string) *Drawing {
 	d := &Drawing{r: r, label: label, nodes: map[string]*GraphNode{}}

@@ -465,7 +465,9 @@ func (s *routesScreen) Export() *Export {
 		return nil
 	}
 	r := s.graph
-	table := &plot.Table{Header: []string{"from", "to", "kind", ">layer", ">head", ">src", ">dst", ">weight", ">proximity"}}
+	table := &plot.Table{Header: []string{
+		"from", "to", "kind", ">layer", ">head", ">src", ">dst", ">weight", ">proximity",
+	}}
 	for _, e := range r.Edges {
 		table.Rows = append(table.Rows, []string{
 			e.From, e.To, string(e.Kind), strconv.Itoa(e.Layer), strconv.Itoa(e.Head), strconv.Itoa(e.Src),

@@ -116,7 +116,8 @@ func (p *nodePage) part(s *routesScreen, row, column int) string {
 // keys are those of the page.
 func (p *nodePage) keys(s *routesScreen) []Binding {
 	list := []Binding{
-		short("go", "to where the part comes from, or to the neuron's memory", func() tea.Cmd { return p.follow(s) }, "enter"),
+		short("go", "to where the part comes from, or to the neuron's memory",
+			func() tea.Cmd { return p.follow(s) }, "enter"),
 		bind("sort by the next column", func() tea.Cmd { return p.table.NextSort(s.a, 1) }, ">"),
 		bind("sort by the column before", func() tea.Cmd { return p.table.NextSort(s.a, -1) }, "<"),
 		short("logits", "what every part adds to the target's logit", func() tea.Cmd { return s.direct() }, "w"),

@@ -130,7 +130,9 @@ func (s *routesScreen) sourceNode() *routes.GraphNode {
 }
 
 // gridRow draws one row; the node under the cursor and the source of its chosen part stand out.
-func (s *routesScreen) gridRow(d *routes.Drawing, row *routes.DrawingRow, node, source *routes.GraphNode, w int) drawnRow {
+func (s *routesScreen) gridRow(
+	d *routes.Drawing, row *routes.DrawingRow, node, source *routes.GraphNode, w int,
+) drawnRow {
 	t := s.a.theme
 	l := newLine(w)
 	here := node != nil && row.States && row.Layer == rowOf(node)

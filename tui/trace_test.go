@@ -45,19 +45,19 @@ func traceAnswers() map[string]any {
 // TestTraceShowsWhatTraceGives: the maps hold the numbers of editing.Trace, the cursor reads them, and the same struct
 // is exported.
 func TestTraceShowsWhatTraceGives(t *testing.T) {
-	onDemo(t, 100, 30, Options{}, func(t *testing.T, d *driver) {
-		d.run(d.app.Run("samples 2"))
+	onDemo(t, 100, 30, Options{Prompt: "To see Eiffel Tower"}, func(t *testing.T, d *driver) {
+		d.run(d.app.Run("samples 1"))
 		d.run(d.app.Open("trace"))
 		s := screenOf[*traceScreen](t, d)
 		checkFrame(t, d)
-		contains(t, d, "*Eiffel Tower", "answer ·Paris", "put back the state behind layer 0 at 9 ·of", "hidden", "mlp", "attn")
+		contains(t, d, "*Eiffel Tower", "answer", "put back the state behind layer 0 at 7 ·Tower", "hidden", "mlp", "attn")
 		a := d.app
 		var subjects []string
 		for _, f := range a.table.Facts() {
 			subjects = append(subjects, f.Subject)
 		}
 		want, err := editing.Trace(t.Context(), a.state.Model, editing.TraceOptions{
-			Prompt: a.state.Prompt, Subject: "Eiffel Tower", Kind: editing.TraceMLP, Samples: 2, Seed: 1, Subjects: subjects,
+			Prompt: a.state.Prompt, Subject: "Eiffel Tower", Kind: editing.TraceMLP, Samples: 1, Seed: 1, Subjects: subjects,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -70,13 +70,13 @@ func TestTraceShowsWhatTraceGives(t *testing.T) {
 			}
 		}
 		d.keys("left", "right", "right", "up")
-		if a.state.Layer != 2 || a.state.Position != 8 {
+		if a.state.Layer != 2 || a.state.Position != 6 {
 			t.Errorf("layer %d, position %d", a.state.Layer, a.state.Position)
 		}
 		for range 7 {
 			d.keys("right")
 		}
-		contains(t, d, "put back MLP of layers 0–5 at 8 ·city", ">mlp")
+		contains(t, d, "put back MLP of layers 0–5 at 6 el", ">mlp")
 		path := filepath.Join(t.TempDir(), "trace.json")
 		d.run(a.export(path))
 		text, err := os.ReadFile(path)
