@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,19 +22,16 @@ type routesScreen struct {
 	base
 	a *App
 
-	mode   routes.Mode
-	tau    float64
-	top    int
-	mass   float64
-	root   string // "" means the chosen position's last state
-	held   *heldParts
-	seen   routesAsked
-	graph  *routes.RoutesResult
-	logits map[string]float64 // by part, what it adds to the target's logit along the direct path; nil where not asked for
-	target int                // of logits
-	note   string             // why there are none
-	byLog  bool               // parts are ordered and shown by logits
-	drawn  map[int]*routes.Drawing
+	weigh routes.Weighting
+	mode  routes.Mode
+	tau   float64
+	top   int
+	mass  float64
+	root  string // "" means the chosen position's last state
+	held  *heldParts
+	seen  routesAsked
+	graph *routes.RoutesResult
+	drawn map[int]*routes.Drawing
 
 	node   string // under the cursor
 	part   int    // of the parts that flow into it
@@ -44,36 +42,67 @@ type routesScreen struct {
 
 // routesAsked is what a graph depends on.
 type routesAsked struct {
-	version, position int
-	mode              routes.Mode
-	tau, mass         float64
-	top               int
-	root              string
+	version, position, target int
+	weigh                     routes.Weighting
+	mode                      routes.Mode
+	tau, mass                 float64
+	top                       int
+	root                      string
 }
 
 // heldParts is the open parts of a prompt, which one job at a time uses.
 type heldParts struct {
-	mu      sync.Mutex
-	parts   *routes.Parts
-	version int
+	mu    sync.Mutex
+	parts *routes.Parts
+	of    partsAsked
 }
 
-// with gives a job the parts of a prompt; those of another are closed.
-func (h *heldParts) with(
-	ctx context.Context, m *transformer.Model, ids []int, version int, do func(*routes.Parts) error,
-) error {
+// partsAsked is what parts depend on.
+type partsAsked struct {
+	version, tokens, target int
+	weigh                   routes.Weighting
+}
+
+// partsJob gives jobs the parts that the screen is about.
+type partsJob struct {
+	m    *transformer.Model
+	ids  []int
+	of   partsAsked
+	held *heldParts
+}
+
+// job is what a job needs to reach the parts. Effects on a logit are at the last position, so that tokens behind the
+// chosen one are left out then.
+func (s *routesScreen) job() *partsJob {
+	st := &s.a.state
+	j := &partsJob{m: st.Model, ids: st.IDs(), held: s.held}
+	j.of = partsAsked{version: st.Version, target: -1, weigh: s.weigh}
+	if s.weigh != routes.ByProximity {
+		j.ids, j.of.target = j.ids[:st.Position+1], st.Target
+	}
+	j.of.tokens = len(j.ids)
+	return j
+}
+
+// with runs a function on the parts; those of something else are closed.
+func (j *partsJob) with(ctx context.Context, do func(*routes.Parts) error) error {
+	h := j.held
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.parts != nil && h.version != version {
+	if h.parts != nil && h.of != j.of {
 		h.parts.Close()
 		h.parts = nil
 	}
 	if h.parts == nil {
-		p, err := routes.OpenParts(ctx, m, routes.PartsOptions{IDs: ids})
+		opts := routes.PartsOptions{IDs: j.ids, Weighting: j.of.weigh}
+		if target := j.of.target; target >= 0 {
+			opts.Target = &target
+		}
+		p, err := routes.OpenParts(ctx, j.m, opts)
 		if err != nil {
 			return err
 		}
-		h.parts, h.version = p, version
+		h.parts, h.of = p, j.of
 	}
 	return do(h.parts)
 }
@@ -103,7 +132,8 @@ func (s *routesScreen) Keys() []Binding {
 		short("threshold", "raise the threshold: fewer edges", func() tea.Cmd { return s.threshold(1) }, "+", "="),
 		bind("lower the threshold: more edges", func() tea.Cmd { return s.threshold(-1) }, "-"),
 		bind("next mode of the threshold", s.nextMode, "m"),
-		short("weighting", "weigh parts by share or by what they add to the target's logit", s.weighting, "w"),
+		short("weighting", "weigh parts by share, or by their effect on the target's logit: directly, or by gradient",
+			s.weighting, "w"),
 		short("verify", "ablate what the graph leaves out and see whether the prediction stands", s.verify, "v"),
 		bind("make the node the root", s.setRoot, "r"),
 	}
@@ -115,10 +145,10 @@ func (s *routesScreen) Refresh() tea.Cmd {
 		return nil
 	}
 	if s.seen.version != s.a.state.Version || s.seen.position != s.a.state.Position {
-		s.root, s.logits, s.note, s.page = "", nil, "", nil
+		s.root, s.page = "", nil
 	}
 	now := routesAsked{
-		s.a.state.Version, s.a.state.Position, s.mode, s.tau, s.mass, s.top, s.root,
+		s.a.state.Version, s.a.state.Position, s.a.state.Target, s.weigh, s.mode, s.tau, s.mass, s.top, s.root,
 	}
 	if s.seen == now {
 		return nil
@@ -145,7 +175,7 @@ func (s *routesScreen) cut() routes.Threshold {
 // run makes the graph.
 func (s *routesScreen) run() tea.Cmd {
 	st := &s.a.state
-	m, held, ids, version := st.Model, s.held, st.IDs(), st.Version
+	m, job := st.Model, s.job()
 	opts := routes.RoutesOptions{Threshold: s.cut(), Tokens: routesTokens}
 	root := routes.Node{Kind: routes.BlockNode, Layer: m.Config.Layers - 1, Position: st.Position}
 	if s.root != "" {
@@ -159,7 +189,7 @@ func (s *routesScreen) run() tea.Cmd {
 	return start(s.a, work[*routes.RoutesResult]{
 		slot: "routes", title: "finding routes",
 		run: func(ctx context.Context, _ Progress) (out *routes.RoutesResult, err error) {
-			err = held.with(ctx, m, ids, version, func(p *routes.Parts) error {
+			err = job.with(ctx, func(p *routes.Parts) error {
 				opts.Parts = p
 				out, err = routes.Routes(ctx, m, opts)
 				return err
@@ -175,9 +205,6 @@ func (s *routesScreen) run() tea.Cmd {
 				s.node, s.part, s.trail = r.Roots[0], 0, nil
 			}
 			s.part = max(0, min(s.part, len(s.into(s.node))-1))
-			if s.byLog && s.logits == nil {
-				return s.direct()
-			}
 			return nil
 		},
 	})
@@ -207,30 +234,8 @@ func (s *routesScreen) into(name string) []*routes.Edge {
 			out = append(out, e)
 		}
 	}
-	slices.SortStableFunc(out, func(x, y *routes.Edge) int { return cmp.Compare(s.rank(y), s.rank(x)) })
+	slices.SortStableFunc(out, func(x, y *routes.Edge) int { return cmp.Compare(math.Abs(y.Weight), math.Abs(x.Weight)) })
 	return out
-}
-
-// rank orders parts by the weighting.
-func (s *routesScreen) rank(e *routes.Edge) float64 {
-	if v, ok := s.logits[partName(e)]; ok && s.byLog {
-		return max(v, -v)
-	}
-	if s.byLog {
-		return -1 + min(e.Weight, 1)
-	}
-	return max(e.Weight, -e.Weight)
-}
-
-// partName names a part in the sum of the target's logit.
-func partName(e *routes.Edge) string {
-	switch {
-	case e.Kind == routes.Attn:
-		return fmt.Sprintf("L%dH%d %d→%d", e.Layer, e.Head, e.Src, e.Dst)
-	case e.Kind == routes.FFNOut:
-		return fmt.Sprintf("M%d_%d", e.Layer, e.Dst)
-	}
-	return ""
 }
 
 func (s *routesScreen) choose(by int) tea.Cmd {
@@ -340,53 +345,23 @@ func (s *routesScreen) Back() bool {
 	return true
 }
 
-// weighting switches between shares and logits.
+// weighting takes the next weighting.
 func (s *routesScreen) weighting() tea.Cmd {
-	s.byLog = !s.byLog
-	if s.byLog && s.logits == nil {
-		return s.direct()
-	}
-	return nil
+	list := weightings()
+	s.weigh = list[(slices.Index(list, s.weigh)+1)%len(list)]
+	return tea.Batch(s.Refresh(), s.a.saveSession())
 }
 
-// direct asks what every part adds to the target's logit at the chosen position.
-func (s *routesScreen) direct() tea.Cmd {
-	st := &s.a.state
-	m, held, ids, version, at, target := st.Model, s.held, st.IDs(), st.Version, st.Position, st.Target
-	return start(s.a, work[*routes.DLAResult]{
-		slot: "dla", title: "sharing the logit out",
-		run: func(ctx context.Context, _ Progress) (out *routes.DLAResult, err error) {
-			err = held.with(ctx, m, ids, version, func(p *routes.Parts) error {
-				opts := routes.DLAOptions{Parts: p, Position: &at, Sources: true}
-				if target >= 0 {
-					opts.Targets = []int{target}
-				}
-				out, err = routes.DLA(ctx, m, opts)
-				return err
-			})
-			return out, err
-		},
-		done: func(r *routes.DLAResult, err error) tea.Cmd {
-			if err != nil {
-				s.byLog, s.note = false, oneLine(err.Error())
-				return nil
-			}
-			s.takeLogits(r)
-			return nil
-		},
-	})
+func weightings() []routes.Weighting {
+	return []routes.Weighting{routes.ByProximity, routes.ByLogit, routes.ByGradient}
 }
 
-func (s *routesScreen) takeLogits(r *routes.DLAResult) {
-	s.logits, s.target = map[string]float64{}, r.Targets[0].ID
-	for _, l := range r.Targets[0].Layers {
-		s.logits[fmt.Sprintf("M%d_%d", l.Layer, r.Position)] = l.FFN
-		for h, sources := range l.Sources {
-			for src, v := range sources {
-				s.logits[fmt.Sprintf("L%dH%d %d→%d", l.Layer, h, src, r.Position)] = v
-			}
-		}
+// weighName is a weighting as the command calls it.
+func weighName(w routes.Weighting) string {
+	if w == routes.ByProximity {
+		return "proximity"
 	}
+	return string(w)
 }
 
 // verify ablates what the graph leaves out.
@@ -394,16 +369,15 @@ func (s *routesScreen) verify() tea.Cmd {
 	if s.graph == nil {
 		return nil
 	}
-	st := &s.a.state
-	m, held, ids, version, graph := st.Model, s.held, st.IDs(), st.Version, s.graph
+	job, graph := s.job(), s.graph
 	opts := routes.VerifyOptions{Graph: graph}
-	if target := st.Target; target >= 0 {
+	if target := s.a.state.Target; target >= 0 {
 		opts.Target = &target
 	}
 	return start(s.a, work[*routes.VerifyResult]{
 		slot: "verify", title: "ablating what the graph leaves out",
 		run: func(ctx context.Context, _ Progress) (out *routes.VerifyResult, err error) {
-			err = held.with(ctx, m, ids, version, func(p *routes.Parts) error {
+			err = job.with(ctx, func(p *routes.Parts) error {
 				opts.Parts = p
 				out, err = routes.Verify(ctx, opts)
 				return err
@@ -435,6 +409,13 @@ func (s *routesScreen) Command(name, rest string) (tea.Cmd, bool) {
 			return nil, true
 		}
 		s.mode = routes.Mode(rest)
+	case "weighting":
+		i := slices.IndexFunc(weightings(), func(w routes.Weighting) bool { return weighName(w) == rest })
+		if i < 0 {
+			s.a.Fail(fmt.Errorf("%w: %q is none of proximity, logit, gradient", routes.ErrWeighting, rest))
+			return nil, true
+		}
+		s.weigh = weightings()[i]
 	case "root":
 		if _, err := routes.ParseNode(rest); err != nil {
 			s.a.Fail(err)
@@ -450,6 +431,9 @@ func (s *routesScreen) Command(name, rest string) (tea.Cmd, bool) {
 // Session is the threshold where it is not the usual one.
 func (s *routesScreen) Session() []string {
 	var out []string
+	if s.weigh != routes.ByProximity {
+		out = append(out, "weighting "+weighName(s.weigh))
+	}
 	if s.mode != routes.Renormalise {
 		out = append(out, "mode "+string(s.mode))
 	}
@@ -483,8 +467,14 @@ func (s *routesScreen) Export() *Export {
 	default:
 		words = append(words, "--tau", exact(s.tau))
 	}
+	if s.weigh != routes.ByProximity {
+		words = append(words, "--weighting", weighName(s.weigh))
+	}
 	if r.Verified != nil {
 		words = append(words, "--verify")
+	}
+	if target := s.a.state.Target; target >= 0 && (r.Verified != nil || s.weigh != routes.ByProximity) {
+		words = append(words, "--target", strconv.Itoa(target))
 	}
 	return &Export{
 		Schema: "routes", Result: r, Table: table, Picture: RoutesPicture(r, s.a.token),

@@ -6,6 +6,7 @@ import (
 
 	tea "github.com/charmbracelet/bubbletea"
 
+	"github.com/engram-go/engram/internal/numfmt"
 	"github.com/engram-go/engram/routes"
 )
 
@@ -40,7 +41,7 @@ func (s *routesScreen) openPage() tea.Cmd {
 	p.table = newTable("parts", func(row, column int) string { return p.part(s, row, column) },
 		Column{Title: "part", Width: 28},
 		Column{Title: "share", Width: 7, Right: true, Key: func(r int) float64 { return p.parts[r].Weight }},
-		Column{Title: "logit", Width: 8, Right: true, Key: func(r int) float64 { return s.logits[partName(p.parts[r])] }},
+		Column{Title: "proximity", Width: 10, Right: true, Key: func(r int) float64 { return p.parts[r].Proximity }},
 		Column{Title: "promotes"}, Column{Title: "suppresses"})
 	p.table.SetRows(len(p.parts))
 	p.table.Seek(s.part)
@@ -49,19 +50,18 @@ func (s *routesScreen) openPage() tea.Cmd {
 
 // neurons splits an FFN node.
 func (s *routesScreen) neurons(p *nodePage) tea.Cmd {
-	st := &s.a.state
-	m, held, ids, version := st.Model, s.held, st.IDs(), st.Version
+	job := s.job()
 	opts := routes.FFNOptions{
 		Node: routes.Node{Kind: routes.FFNNode, Layer: p.node.Layer, Position: p.node.Position}, Top: nodeNeurons,
 		Tokens: 4,
 	}
-	if target := st.Target; target >= 0 {
+	if target := s.a.state.Target; target >= 0 {
 		opts.Target = &target
 	}
 	return start(s.a, work[*routes.FFNResult]{
 		slot: "neurons", title: "splitting the FFN into neurons",
 		run: func(ctx context.Context, _ Progress) (out *routes.FFNResult, err error) {
-			err = held.with(ctx, m, ids, version, func(parts *routes.Parts) error {
+			err = job.with(ctx, func(parts *routes.Parts) error {
 				opts.Parts = parts
 				out, err = routes.FFN(ctx, opts)
 				return err
@@ -103,10 +103,7 @@ func (p *nodePage) part(s *routesScreen, row, column int) string {
 	case 1:
 		return fmt.Sprintf("%.3f", e.Weight)
 	case 2:
-		if v, ok := s.logits[partName(e)]; ok {
-			return fmt.Sprintf("%+.2f", v)
-		}
-		return "–"
+		return numfmt.Float(e.Proximity, 3)
 	case 3:
 		return s.a.vectors(e.Promotes, 5)
 	}
@@ -120,7 +117,6 @@ func (p *nodePage) keys(s *routesScreen) []Binding {
 			func() tea.Cmd { return p.follow(s) }, "enter"),
 		bind("sort by the next column", func() tea.Cmd { return p.table.NextSort(s.a, 1) }, ">"),
 		bind("sort by the column before", func() tea.Cmd { return p.table.NextSort(s.a, -1) }, "<"),
-		short("logits", "what every part adds to the target's logit", func() tea.Cmd { return s.direct() }, "w"),
 	}
 	return append(list, moves("row", p.table.Move, p.table.Page)...)
 }

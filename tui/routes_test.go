@@ -43,17 +43,8 @@ func routed() *routes.RoutesResult {
 
 // routesAnswers are the jobs of the screen.
 func routesAnswers() map[string]any {
-	dla := &routes.DLAResult{Position: 4, Targets: []routes.DLATarget{{}}}
-	dla.Targets[0].ID = 4
-	for l := range 4 {
-		layer := routes.DLALayer{Layer: l, FFN: 0.5 * float64(l), Sources: make([][]float64, 2)}
-		for h := range layer.Sources {
-			layer.Sources[h] = []float64{0, 0, float64(2 - 4*h), 0, 0.25}
-		}
-		dla.Targets[0].Layers = append(dla.Targets[0].Layers, layer)
-	}
 	return map[string]any{
-		"predict": predicted(), "routes": routed(), "dla": dla,
+		"predict": predicted(), "routes": routed(),
 		"verify": &routes.VerifyResult{Edges: 7, Faithfulness: 0.91, Random: &routes.RandomGraphs{Mean: 0.08, Deviation: 0.05}},
 		"neurons": &routes.FFNResult{Node: "M3_4", Target: 4, Active: 9, Neurons: []routes.NeuronPart{
 			{Neuron: "L3N12", Coefficient: 2.5, Share: 0.25, Logit: 1.5}, {Neuron: "L3N3", Coefficient: -1, Share: 0.125, Logit: -0.5},
@@ -94,14 +85,12 @@ func TestRoutesAreWalkedAlong(t *testing.T) {
 	contains(t, d, "> M3_4: FFN of layer 3", "what the FFN reads")
 }
 
-// TestWeightingAndVerification: w shows what parts add to the target's logit and orders by it, v says how faithful the
-// graph is.
+// TestWeightingAndVerification: w goes through the weightings, v says how faithful the graph is.
 func TestWeightingAndVerification(t *testing.T) {
-	d, s := onRoutes(t, 100, 36)
-	d.keys("down", "w")
-	contains(t, d, "logit of ·Paris", "+2.00", "-2.00", "–")
-	if list := s.into("A3_4"); list[0].Kind != routes.Attn {
-		t.Errorf("by logits the first part is %+v", list[0])
+	d, _ := onRoutes(t, 100, 36)
+	for _, name := range []string{"logit", "gradient", "proximity"} {
+		d.keys("w")
+		contains(t, d, "by "+name)
 	}
 	d.keys("v")
 	contains(t, d, "faithfulness 0.91 with 7 edges (random 0.08 ± 0.05)")
@@ -130,7 +119,7 @@ func TestNodePages(t *testing.T) {
 	if s.page != nil {
 		t.Error("esc does not close the page")
 	}
-	for _, line := range []string{"tau 1", "tau x", "mode best", "root Z1"} {
+	for _, line := range []string{"tau 1", "tau x", "mode best", "weighting none", "root Z1"} {
 		d.app.failed = false
 		if d.run(d.app.Run(line)); !d.app.failed {
 			t.Errorf("%s is taken", line)
@@ -163,10 +152,14 @@ func TestRoutesShowsWhatRoutesGives(t *testing.T) {
 			t.Errorf("%d edges above %g, %d before", n, s.tau, before)
 		}
 		contains(t, d, "above 0.06", "> I7_9")
-		d.keys("v", "w", "down", "enter")
+		d.keys("w")
+		if s.graph.Weighting != routes.ByLogit {
+			t.Errorf("weighting %q: %s", s.graph.Weighting, a.message)
+		}
+		d.keys("w", "w", "v", "down", "enter")
 		checkFrame(t, d)
-		if s.graph.Verified == nil || s.logits == nil {
-			t.Fatalf("not verified or no logits: %s", a.message)
+		if s.graph.Verified == nil {
+			t.Fatalf("not verified: %s", a.message)
 		}
 		d.keys("esc")
 		dir := t.TempDir()
@@ -194,8 +187,8 @@ func TestRoutesShowsWhatRoutesGives(t *testing.T) {
 // TestRoutesFrames: the page of an FFN and the weighting by logits.
 func TestRoutesFrames(t *testing.T) {
 	d, s := onRoutes(t, 80, 24)
-	d.keys("down", "w")
-	t.Run("logits", func(t *testing.T) { requireFrame(t, d) })
+	d.keys("down", "right", "v")
+	t.Run("verified", func(t *testing.T) { requireFrame(t, d) })
 	s.node = "M3_4"
 	d.keys("enter")
 	t.Run("neurons", func(t *testing.T) { requireFrame(t, d) })

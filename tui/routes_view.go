@@ -60,7 +60,8 @@ func (s *routesScreen) head(w int) string {
 			l.put(t.Faint, fmt.Sprintf(" (random %.2f ± %.2f)", v.Random.Mean, v.Random.Deviation))
 		}
 	}
-	l.put(t.Faint, fmt.Sprintf("  %s, %s, %s", s.mode, r.Threshold.Text(), count(len(r.Edges), "edge")))
+	l.put(t.Faint, fmt.Sprintf("  by %s, %s, %s, %s", weighName(s.weigh), s.mode, r.Threshold.Text(),
+		count(len(r.Edges), "edge")))
 	if len(s.a.state.Changes) > 0 {
 		l.put(t.Mark, "  without the interventions in force")
 	}
@@ -190,7 +191,7 @@ func (s *routesScreen) panel(w, h int) []string {
 	if len(list) == 0 {
 		return append(out, t.Faint.text(cut("  a token: nothing flows into it", w)))
 	}
-	out = append(out, newLine(w).put(t.Head, "  part"+blanks(26)).put(t.Head, s.weightHead()).String())
+	out = append(out, newLine(w).put(t.Head, "  part"+blanks(26)).put(t.Head, "share  promotes").String())
 	rows := max(1, h-len(out))
 	first := max(0, min(s.part-rows/2, len(list)-rows))
 	for i := first; i < min(len(list), first+rows); i++ {
@@ -199,7 +200,7 @@ func (s *routesScreen) panel(w, h int) []string {
 		if i == s.part {
 			mark = "> "
 		}
-		l.cell(Style{}, mark+s.partText(list[i]), 32, false).add(s.weightText(list[i]))
+		l.cell(Style{}, mark+s.partText(list[i]), 32, false).add(fmt.Sprintf("%5.2f", list[i].Weight))
 		if len(list[i].Promotes) > 0 {
 			l.add("  " + s.a.vectors(list[i].Promotes, 3))
 		}
@@ -241,24 +242,6 @@ func (s *routesScreen) partText(e *routes.Edge) string {
 		return "what the FFN reads, " + e.From
 	}
 	return "stream from " + e.From
-}
-
-func (s *routesScreen) weightHead() string {
-	if s.byLog {
-		return "share  logit of " + s.a.tokenCut(s.target, tokenColumns)
-	}
-	return "share  promotes"
-}
-
-func (s *routesScreen) weightText(e *routes.Edge) string {
-	text := fmt.Sprintf("%5.2f", e.Weight)
-	if !s.byLog {
-		return text
-	}
-	if v, ok := s.logits[partName(e)]; ok {
-		return text + fmt.Sprintf(" %+6.2f", v)
-	}
-	return text + "      –" // no direct path: it goes on through other positions or layers
 }
 
 // Copy is the node under the cursor.

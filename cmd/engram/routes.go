@@ -263,7 +263,7 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 	}
 	if r.Weighting != routes.ByProximity {
 		f.conventions["proximity"] = "effect of a part on logit[target] − logit[other] at the last position"
-		f.conventions["weight"] = "signed share of the effects' magnitudes at a state; " + thresholdText(r.Threshold)
+		f.conventions["weight"] = "signed share of the effects' magnitudes at a state; " + r.Threshold.Text()
 		f.conventions["weighting"] = map[routes.Weighting]string{
 			routes.ByLogit:    "what a part adds through the final norm, its statistic kept, and the unembedding",
 			routes.ByGradient: "product of a part with the gradient by its state",
