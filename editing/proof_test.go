@@ -186,38 +186,40 @@ func TestProofBatchesOfEveryMethod(t *testing.T) {
 		facts = append(facts, r.Request)
 	}
 	for _, x := range []struct {
-		method editing.Method
-		lambda float64
-		es, ns float64 // at least
+		method        editing.Method
+		lambda, clamp float64
+		es, ns        float64 // at least
 	}{
-		{editing.MethodMEMIT, 100, 80, 90},
-		{editing.MethodEMMET, 0, 80, 90},
-		{editing.MethodAlphaEdit, 1, 80, 80},
-		{editing.MethodPMET, 100, 80, 90},
-		{editing.MethodRROME, 0, 0, 0},
-		{editing.MethodFTM, 0, 0, 0},
-		{editing.MethodKN, 0, 0, 0},
+		{editing.MethodMEMIT, 100, 0, 80, 90},
+		{editing.MethodEMMET, 0, 0, 80, 90},
+		{editing.MethodAlphaEdit, 1, 0, 80, 90},
+		{editing.MethodPMET, 100, 4, 0, 90}, // what attention is to add is searched too, but not written
+		{editing.MethodRROME, 0, 3, 80, 90},
+		{editing.MethodFTM, 0, 0, 50, 0},
+		{editing.MethodKN, 0, 0, 0, 0},
 	} {
-		s := editing.Settings{Statistics: []*editing.Statistics{c}, Layers: []int{0}, Contexts: ref.Contexts}
-		s.Lambda = x.lambda
-		editor, err := editing.NewEditor(x.method, s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		edits, err := editor.Edit(t.Context(), m, facts, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := scored(t, m, records, edits)
-		norm := 0.0
-		for _, e := range edits {
-			norm = max(norm, e.NormRatio)
-		}
-		t.Logf("%-10s ES %.1f EM %.1f PS %.1f PM %.1f NS %.1f NM %.1f S %.1f, ‖ΔW‖/‖W‖ %.2f",
-			x.method, got.ES, got.EM, got.PS, got.PM, got.NS, got.NM, got.Score, norm)
-		if got.ES < x.es || got.NS < x.ns {
-			t.Errorf("%s: ES %.1f and NS %.1f, want %g and %g", x.method, got.ES, got.NS, x.es, x.ns)
-		}
+		t.Run(string(x.method), func(t *testing.T) {
+			s := editing.Settings{Statistics: []*editing.Statistics{c}, Layers: []int{0}, Contexts: ref.Contexts}
+			s.Lambda, s.Clamp = x.lambda, x.clamp
+			editor, err := editing.NewEditor(x.method, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			edits, err := editor.Edit(t.Context(), m, facts, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := scored(t, m, records, edits)
+			norm := 0.0
+			for _, e := range edits {
+				norm = max(norm, e.NormRatio)
+			}
+			t.Logf("ES %.1f EM %.1f PS %.1f PM %.1f NS %.1f NM %.1f S %.1f, ‖ΔW‖/‖W‖ %.2f",
+				got.ES, got.EM, got.PS, got.PM, got.NS, got.NM, got.Score, norm)
+			if got.ES < x.es || got.NS < x.ns {
+				t.Errorf("ES %.1f and NS %.1f, want %g and %g", got.ES, got.NS, x.es, x.ns)
+			}
+		})
 	}
 }
 
