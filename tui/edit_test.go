@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	tea "github.com/charmbracelet/bubbletea"
+	"github.com/charmbracelet/x/exp/golden"
+	"github.com/muesli/termenv"
+
 	"github.com/engram-go/engram/editing"
 )
 
@@ -233,6 +237,11 @@ func TestEditFrame(t *testing.T) {
 		screenOf[*editScreen](t, d).target = "Rome"
 		d.keys("enter", "a")
 		t.Run(fmt.Sprintf("%dx%d", size[0], size[1]), func(t *testing.T) { requireFrame(t, d) })
+		if size[0] == 120 {
+			d.message(tea.WindowSizeMsg{Width: 110, Height: 24})
+			d.app.theme = newTheme(termenv.TrueColor, true)
+			t.Run("colour", func(t *testing.T) { golden.RequireEqual(t, []byte(d.app.View()+"\n")) })
+		}
 	}
 }
 

@@ -71,6 +71,7 @@ func TestPictures(t *testing.T) {
 	for _, s := range New(Options{}).screens {
 		list[s.Name()] = filepath.Join("TestColours", s.Name()+"-true.golden")
 	}
+	list["edit"] = filepath.Join("TestEditFrame", "colour.golden")
 	for name, file := range list {
 		frame, err := os.ReadFile(filepath.Join("testdata", file))
 		if err != nil {

@@ -20,6 +20,7 @@ type running struct {
 	id          int
 	slot, title string
 	cancel      context.CancelFunc
+	yields      bool
 	done, total int
 	since       time.Time
 	finish      func(value any, err error) tea.Cmd
@@ -47,10 +48,12 @@ type jobProgress struct {
 // work describes a job: the slot it takes, its title in lists, what it does, and what becomes of its result. An empty
 // title keeps it out of messages. Part, which may be nil, is given what Progress hands over. A job that is alone
 // changes weights: it waits until no job with a title is running, and those started behind it wait for its end, so that
-// none sees weights change between two runs of the model.
+// none sees weights change between two runs of the model. Those that yield, because they go on where they were stopped,
+// are stopped for it.
 type work[T any] struct {
 	slot, title string
 	alone       bool
+	yields      bool
 	run         func(ctx context.Context, p Progress) (T, error)
 	done        func(value T, err error) tea.Cmd
 	part        func(any)
@@ -59,9 +62,17 @@ type work[T any] struct {
 // start runs work in a command. A job that is still running in the slot is cancelled and its result dropped.
 func start[T any](a *App, w work[T]) tea.Cmd {
 	a.stop(w.slot)
+	if w.alone {
+		for _, j := range slices.Clone(a.jobs.list) {
+			if j.yields {
+				a.stop(j.slot)
+			}
+		}
+	}
 	ctx, cancel := context.WithCancel(a.ctx)
 	a.jobs.next++
 	j := &running{id: a.jobs.next, slot: w.slot, title: w.title, cancel: cancel, since: a.now(), part: w.part}
+	j.yields = w.yields
 	j.finish = func(value any, err error) tea.Cmd {
 		v, _ := value.(T) // nil where there was an error
 		return w.done(v, err)

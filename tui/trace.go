@@ -135,7 +135,7 @@ func (s *traceScreen) run() tea.Cmd {
 		}
 	}
 	return start(s.a, work[*editing.TraceResult]{
-		slot: traceSlot(k), title: fmt.Sprintf("tracing %s states", opts.Kind),
+		slot: traceSlot(k), title: fmt.Sprintf("tracing %s states", opts.Kind), yields: true,
 		run: func(ctx context.Context, p Progress) (*editing.TraceResult, error) {
 			opts.Progress = func(done, total int) { p(done, total, nil) }
 			opts.Cells = func(part *editing.TraceResult) {

@@ -155,3 +155,27 @@ func BenchmarkTraceFrame(b *testing.B) {
 		d.app.View()
 	}
 }
+
+// TestATraceGivesWayToAChangeOfWeights, and goes on when the screen is shown again.
+func TestATraceGivesWayToAChangeOfWeights(t *testing.T) {
+	d := withFakes(100, 30, framePrompt, traceAnswers())
+	a, s := d.app, screenOf[*traceScreen](t, d)
+	a.Open("trace") // its command is not run: the trace does not end
+	if !s.running() {
+		t.Fatal("no trace has begun")
+	}
+	answers := traceAnswers()
+	answers["edits"] = true
+	a.fake = func(slot string) (any, error) { return answers[slot], nil }
+	cmd := a.applyEdits("none", nil)
+	if s.running() {
+		t.Error("the trace goes on beside the change")
+	}
+	d.run(cmd)
+	if s.stopped || s.next() >= 0 {
+		t.Error("the trace did not go on")
+	}
+	if a.busy("edits") != nil {
+		t.Error("weights wait for a trace")
+	}
+}
