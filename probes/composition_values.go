@@ -24,7 +24,6 @@ func findEnds(ctx context.Context, p *projector, layer int) (*valueEnds, error) 
 		top, bottom := best(logits[:n]), worst(logits[:n])
 		e.top, e.bottom = append(e.top, top), append(e.bottom, bottom)
 		e.most, e.least = append(e.most, float64(logits[top])), append(e.least, float64(logits[bottom]))
-		e.confidence = append(e.confidence, math.Exp(float64(slices.Max(logits))-logSumExp(logits)))
 	})
 }
 
