@@ -47,40 +47,39 @@ type Spread struct {
 	Histogram []int32      // [features, Bins]; nil without one
 }
 
-// Spread computes a distribution of a site on the device. The histogram is counted on the host where that is the
-// device: XLA's CPU would pass over the site once for each bin.
+// Spread computes a distribution of a site. Where the host can read the device's memory it counts there: XLA's CPU
+// would pass over the site once for each sum and each bin.
 func (v *Visited) Spread(s Site, d Distribution) (*Spread, error) {
 	x, err := v.site(s)
 	if err != nil {
 		return nil, err
 	}
 	m, n := v.run.model, v.Features(s)
-	args := values{"x": x, "counts": v.mask}
-	for name, list := range map[string][]float32{
-		"center": orConstant(d.Center, n, 0), "weight": orConstant(d.Weight, n, 1),
-	} {
+	lists := map[string][]float32{"center": orConstant(d.Center, n, 0), "weight": orConstant(d.Weight, n, 1)}
+	for name, list := range lists {
 		if len(list) != n {
 			return nil, fmt.Errorf("%s of %d features: %s has %d", name, len(list), s, n)
 		}
+	}
+	wanted := d.Low < d.High
+	if m.backend.HasSharedBuffers() {
+		return v.spreadOnHost(s, &d, lists["center"], lists["weight"])
+	}
+	args := values{"x": x, "counts": v.mask}
+	for name, list := range lists {
 		if args[name], err = upload(m.backend, list, n); err != nil {
 			return nil, err
 		}
 		defer free(args[name])
 	}
-	wanted := d.Low < d.High
-	shared := m.backend.HasSharedBuffers()
-	got, err := m.spreadOnDevice(&d, args, wanted && !shared)
+	got, err := m.spreadOnDevice(&d, args, wanted)
 	if err != nil {
 		return nil, err
 	}
-	got.Count = v.count
-	switch {
-	case wanted && shared:
-		got.Histogram, err = v.histogram(s, &d)
-	case wanted:
+	if got.Count = v.count; wanted {
 		got.fromAbove(&d, n)
 	}
-	return got, err
+	return got, nil
 }
 
 func orConstant(list []float32, n int, value float32) []float32 {
@@ -203,33 +202,120 @@ func (s *Spread) fromAbove(d *Distribution, n int) {
 	}
 }
 
-// histogram counts on the host, a range of features at a time.
-func (v *Visited) histogram(s Site, d *Distribution) ([]int32, error) {
-	n, bins, f := v.Features(s), d.Bins(), v.run.f
-	out := make([]int32, n*bins)
+// hostFeatures is how many features the host sums at a time: their sums stay in the processor's cache.
+const hostFeatures = 512
+
+// spreadOnHost reads the site where it is, a range of features at a time.
+func (v *Visited) spreadOnHost(s Site, d *Distribution, center, weight []float32) (*Spread, error) {
+	n, f := v.Features(s), v.run.f
+	out := &Spread{
+		Count: v.count, Min: slices.Repeat([]float32{float32(math.Inf(1))}, n),
+		Max: slices.Repeat([]float32{float32(math.Inf(-1))}, n), Active: make([]float32, n),
+	}
+	for p := range out.Powers {
+		out.Powers[p] = make([]float32, n)
+	}
+	if d.Low < d.High {
+		out.Histogram = make([]int32, n*d.Bins())
+	}
 	err := v.View(s, func(at func(row, position int) []float32) {
-		parallel(n, func(from, to int) {
-			for i, counted := range v.counts {
-				if counted == 0 {
-					continue
+		var rows [][]float32
+		for i, counted := range v.counts {
+			if counted != 0 {
+				rows = append(rows, at(i/f.slots, f.first+i%f.slots))
+			}
+		}
+		least := make([]float32, len(rows)) // what a feature's weighted size has to exceed to be active
+		if !d.Positive {
+			parallel(len(rows), func(from, to int) {
+				for i := from; i < to; i++ {
+					least[i] = d.Share * largestWeighted(rows[i], weight)
 				}
-				x := at(i/f.slots, f.first+i%f.slots)[from:to]
-				for j, value := range x {
-					out[(from+j)*bins+d.bin(value)]++
-				}
+			})
+		}
+		parts := (n + hostFeatures - 1) / hostFeatures
+		parallel(parts, func(from, to int) {
+			for part := from; part < to; part++ {
+				a, b := part*hostFeatures, min(n, (part+1)*hostFeatures)
+				out.sum(d, rows, least, center[a:b], weight[a:b], a)
 			}
 		})
 	})
 	return out, err
 }
 
-// bin is the histogram's bin of a value: the exponent of a float32 tells its octave.
-func (d *Distribution) bin(x float32) int {
-	const exponentBits, exponentBias = 23, 127
-	octave := int(math.Float32bits(x)>>exponentBits&0xff) - exponentBias
-	octave = max(d.Low-1, min(d.High, octave)) - d.Low + 1
-	if x < 0 {
-		return d.Bins()/2 - 1 - octave
+func largestWeighted(x, weight []float32) float32 {
+	most := float32(0)
+	weight = weight[:len(x)]
+	for j, v := range x {
+		if w := float32(math.Abs(float64(v))) * weight[j]; w > most {
+			most = w
+		}
 	}
-	return d.Bins()/2 + octave
+	return most
+}
+
+// sum takes in the features from the first one on, as many as there are centers.
+func (s *Spread) sum(d *Distribution, rows [][]float32, least, center, weight []float32, first int) {
+	n := len(center)
+	var powers [4][hostFeatures]float64
+	low, high, active := s.Min[first:][:n], s.Max[first:][:n], s.Active[first:][:n]
+	weight = weight[:n]
+	bins, table := d.Bins(), d.table()
+	for i, row := range rows {
+		bound := least[i]
+		for j, v := range row[first:][:n] {
+			y := float64(v - center[j])
+			square := y * y
+			powers[0][j] += y
+			powers[1][j] += square
+			powers[2][j] += square * y
+			powers[3][j] += square * square
+			if v < low[j] {
+				low[j] = v
+			}
+			if v > high[j] {
+				high[j] = v
+			}
+			size := float32(math.Abs(float64(v))) * weight[j]
+			if d.Positive {
+				size = v
+			}
+			if size > bound {
+				active[j]++
+			}
+		}
+		if s.Histogram != nil {
+			h := s.Histogram[first*bins:][:n*bins]
+			for j, v := range row[first:][:n] {
+				of := math.Float32bits(v) >> exponentBits
+				if v == 0 { // of either sign
+					of = 0
+				}
+				h[j*bins+int(table[of])]++
+			}
+		}
+	}
+	for p := range powers {
+		for j := range n {
+			s.Powers[p][first+j] = float32(powers[p][j])
+		}
+	}
+}
+
+// exponentBits is where the exponent of a float32 begins; the sign stands above it.
+const exponentBits = 23
+
+// table gives the histogram's bin of a value by its sign and exponent, which tells the octave.
+func (d *Distribution) table() (out [512]uint16) {
+	const exponentBias = 127
+	for of := range out {
+		octave := max(d.Low-1, min(d.High, of&0xff-exponentBias)) - d.Low + 1
+		if of > 0xff {
+			out[of] = uint16(d.Bins()/2 - 1 - octave)
+		} else {
+			out[of] = uint16(d.Bins()/2 + octave)
+		}
+	}
+	return out
 }
