@@ -257,6 +257,15 @@ func TestFineTuningIsTheChangeOfTheMatrix(t *testing.T) {
 				near(t, "loss", last, -math.Log(f.TargetProbAfter), 1e-4)
 			}
 		}
+		if err := m.SetDeltas([]transformer.Delta{e.Delta()}); err != nil {
+			t.Fatal(err)
+		}
+		if d := relative(editing.Float64s(e.Value), recalled(t, m, "", transformer.DownOut, 2)); !(d < 1e-4) {
+			t.Errorf("%s: the layer recalls something %.2g from its value", method, d)
+		}
+		if err := m.SetDeltas(nil); err != nil {
+			t.Fatal(err)
+		}
 		for _, row := range e.Right {
 			for _, v := range row {
 				if bound > 0 && math.Abs(float64(v)) > bound*(1+1e-6) {

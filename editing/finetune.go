@@ -142,11 +142,15 @@ func (t *tuning) place(ctx context.Context, facts []Request) (err error) {
 		return err
 	}
 	if t.base, err = t.m.Run(ctx, rows, transformer.Capture{
-		Sites: []transformer.Site{transformer.Coef}, Layers: []int{t.layer}, Base: true,
+		Sites: []transformer.Site{transformer.Coef, transformer.DownOut}, Layers: []int{t.layer}, Base: true,
 	}); err != nil {
 		return err
 	}
 	x, err := t.base.Tensor(transformer.Coef, t.layer)
+	if err != nil {
+		return err
+	}
+	outputs, err := t.base.Tensor(transformer.DownOut, t.layer)
 	if err != nil {
 		return err
 	}
@@ -155,7 +159,7 @@ func (t *tuning) place(ctx context.Context, facts []Request) (err error) {
 			t.keys = append(t.keys, float64s(x.At(i, p).Data)...)
 		}
 		s := t.list[i].rows[0].Last()
-		t.edit.Batch[i].Key = slices.Clone(x.At(i, s).Data)
+		t.edit.Batch[i].Key, t.edit.Batch[i].Value = slices.Clone(x.At(i, s).Data), slices.Clone(outputs.At(i, s).Data)
 	}
 	n := t.m.Config.Width * t.m.Config.FFN.Hidden
 	t.delta, t.first, t.second = make([]float64, n), make([]float64, n), make([]float64, n)
@@ -264,7 +268,10 @@ func (t *tuning) finish() error {
 			f.Losses = append(f.Losses, Loss{NLL: one[i], Total: one[i]})
 		}
 		change := product(t.delta, float64s(f.Key), d, 1)
-		f.Value, f.DeltaNorm = float32s(change), norm(change)
+		f.ValueNorm, f.DeltaNorm = norm(float64s(f.Value)), norm(change)
+		for j := range change {
+			f.Value[j] += float32(change[j])
+		}
 	}
 	if e.Fact = e.Batch[0]; len(e.Batch) == 1 {
 		e.Batch = nil
