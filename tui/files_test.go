@@ -5,12 +5,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/probes"
 )
 
 // TestFilesAtHand: an index of the model is at hand once it is opened; what is no such file, or is not there, is an error
 // on the screen.
 func TestFilesAtHand(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 100, 30, Options{}, func(t *testing.T, d *driver) {
 		dir := t.TempDir()
 		path, junk := filepath.Join(dir, "values.safetensors"), filepath.Join(dir, "junk.safetensors")

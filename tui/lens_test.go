@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"testing"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
@@ -88,6 +89,7 @@ func TestTheWayFromAPredictionToAMemory(t *testing.T) {
 
 // TestMemoriesAreFoundByTheirTokens: a search finds what probes.Search finds, by names the table is filtered.
 func TestMemoriesAreFoundByTheirTokens(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 120, 40, Options{Screen: "memories"}, func(t *testing.T, d *driver) {
 		a := d.app
 		m := a.screens[2].(*memoriesScreen)
