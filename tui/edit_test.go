@@ -63,7 +63,7 @@ func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
 		d.typed("Rome")
 		d.keys("enter", "enter")
 		checkFrame(t, d)
-		contains(t, d, "→ Rome", "evaluation", "nll", string(method), "rewrite", "paraphrase", "neighbour", "not in force", "ok")
+		contains(t, d, "→ Rome", "P(target)", "nll", string(method), "rewrite", "paraphrase", "neighbour", "not in force", "ok")
 		if len(a.state.Model.Deltas()) != 0 {
 			t.Fatal("an edit is in force before it was applied")
 		}

@@ -90,9 +90,13 @@ func (s *editScreen) searchLines(w int) []string {
 		return []string{l.put(t.Faint, text).String(), ""}
 	}
 	last := s.losses[len(s.losses)-1]
-	l.add(fmt.Sprintf("evaluation %d  loss %.2f = nll %.2f + kl %.2f + decay %.2f  ", len(s.losses), last.Total, last.NLL,
-		last.KL, last.Decay))
-	l.put(t.Mark, fmt.Sprintf("P(target) %.2f ", math.Exp(-last.NLL))).put(t.Bar, sparkline(s.losses, 20))
+	steps := 20
+	if w < 100 {
+		steps = 8
+	}
+	l.add(fmt.Sprintf("%2d ", len(s.losses))).put(t.Mark, fmt.Sprintf("P(target) %.2f ", math.Exp(-last.NLL)))
+	l.put(t.Bar, sparkline(s.losses, steps))
+	l.add(fmt.Sprintf(" loss %.2f = nll %.2f + kl %.2f + decay %.2f", last.Total, last.NLL, last.KL, last.Decay))
 	second := ""
 	if s.made != nil {
 		e := s.made.edits[0]

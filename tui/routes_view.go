@@ -2,6 +2,7 @@ package tui
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/engram-go/engram/internal/numfmt"
@@ -98,6 +99,11 @@ func (s *routesScreen) grid(w, h int) []drawnRow {
 			at = i
 		}
 	}
+	names := slices.IndexFunc(d.Rows, func(r routes.DrawingRow) bool { return r.Layer < 0 }) + 1 // of the tokens
+	pinned := len(d.Rows) > h && h > 4
+	if pinned {
+		h--
+	}
 	if len(d.Rows) <= h {
 		s.scroll = 0
 	} else {
@@ -109,6 +115,9 @@ func (s *routesScreen) grid(w, h int) []drawnRow {
 	var out []drawnRow
 	for _, row := range d.Rows[s.scroll:min(len(d.Rows), s.scroll+max(0, h))] {
 		out = append(out, s.gridRow(d, &row, node, source, w))
+	}
+	if pinned && s.scroll+h <= names {
+		out = append(out, s.gridRow(d, &d.Rows[names], nil, nil, w))
 	}
 	return out
 }
