@@ -63,6 +63,10 @@ func jobs() []job {
 		{name: "forward + VJP 10x32", bound: 1.2, peer: "gradient 10 32", ours: gradient(10, 32)},
 		{name: "forward + VJP 1x64", bound: 1.3, peer: "gradient 1 64", ours: gradient(1, 64)},
 		{name: "knowledge neurons behind 32 tokens", bound: 0.33, peer: "knowledge 32 20", ours: knowledge(32)},
+		{name: "EAP of 1x64, runs and gradient, against a forward of the pair", bound: 2.5, ours: eapRuns(64),
+			other: forward(2, 64)},
+		{name: "EAP of 1x64, all 32,491 edges, against a forward of the pair", bound: 3.5, ours: eap(64),
+			other: forward(2, 64)},
 		{name: "resume (L/2,T/2) of 10x64, against a full run", bound: 0.35, ours: resume(10, 64), other: forward(10, 64)},
 	}
 }
@@ -106,9 +110,11 @@ func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, threads
 	if err != nil {
 		return err
 	}
-	p, err := startPeer(dir, threads)
-	if err != nil {
-		return err
+	var p *peer
+	if slices.ContainsFunc(list, func(j job) bool { return j.peer != "" }) {
+		if p, err = startPeer(dir, threads); err != nil {
+			return errors.Join(err, m.Close())
+		}
 	}
 	for _, j := range list {
 		if err := compare(m, p, j, rounds); err != nil {
@@ -306,5 +312,8 @@ func (p *peer) time(line string) (float64, error) {
 }
 
 func (p *peer) stop() error {
+	if p == nil {
+		return nil
+	}
 	return errors.Join(p.in.Close(), p.cmd.Wait())
 }

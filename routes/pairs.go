@@ -118,10 +118,7 @@ func (p *Pairs) open(ctx context.Context, m *transformer.Model) (_ *pairRuns, er
 	if r.corrupt, err = m.Run(ctx, p.Corrupt, capture); err != nil {
 		return nil, err
 	}
-	if r.cleanValues, r.cleanMean, err = r.values(r.clean); err != nil {
-		return nil, err
-	}
-	if r.corruptValues, r.corruptMean, err = r.values(r.corrupt); err != nil {
+	if err := r.values(); err != nil {
 		return nil, err
 	}
 	if gap := math.Abs(r.cleanMean - r.corruptMean); !(gap > 1e-4*max(1, math.Abs(r.cleanMean))) {
@@ -139,24 +136,29 @@ func (r *pairRuns) close() {
 	}
 }
 
-// values are the metric of a run by pair, and their mean.
-func (r *pairRuns) values(run *transformer.Run) (list []float64, mean float64, err error) {
-	last, err := run.Tensor(transformer.ResidPost, r.m.Config.Layers-1)
-	if err != nil {
-		return nil, 0, err
-	}
-	states := transformer.NewTensor(len(run.IDs), r.m.Config.Width)
-	for i, ids := range run.IDs {
-		copy(states.At(i).Data, last.At(i, len(ids)-1).Data)
+// values reads the metric of both sides, whose last states go through the unembedding together.
+func (r *pairRuns) values() error {
+	n := len(r.Clean)
+	states := transformer.NewTensor(2*n, r.m.Config.Width)
+	for side, run := range []*transformer.Run{r.clean, r.corrupt} {
+		last, err := run.Tensor(transformer.ResidPost, r.m.Config.Layers-1)
+		if err != nil {
+			return err
+		}
+		for i, ids := range run.IDs {
+			copy(states.At(side*n+i).Data, last.At(i, len(ids)-1).Data)
+		}
 	}
 	logits, err := r.m.Unembed(states, false)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
-	for i := range run.IDs {
-		list = append(list, r.Metric.value(i, logits.At(i).Data))
+	for i := range n {
+		r.cleanValues = append(r.cleanValues, r.Metric.value(i, logits.At(i).Data))
+		r.corruptValues = append(r.corruptValues, r.Metric.value(i, logits.At(n+i).Data))
 	}
-	return list, meanOf(list), nil
+	r.cleanMean, r.corruptMean = meanOf(r.cleanValues), meanOf(r.corruptValues)
+	return nil
 }
 
 // circuits are the metric's means over pairs of circuits of edges, see transformer.Model.RunEdges.

@@ -93,7 +93,8 @@ type edgeScores struct {
 	scores []float64
 }
 
-// writes are differences of some writers on the device, [n,each,d].
+// writes are differences of some writers on the device, [each,d,n]: a product over positions and features is twice as
+// fast that way round.
 type writes struct {
 	first int
 	diff  *tensors.Tensor
@@ -197,7 +198,7 @@ func (e *edgeScores) input(args values) (*tensors.Tensor, error) {
 		key: "edge input difference", inputs: []string{"clean", "corrupt", "clean_at", "corrupt_at"},
 		outputs: []string{"diff"}, build: func(in nodes) nodes {
 			d := Sub(at(in["corrupt"], in["corrupt_at"]), at(in["clean"], in["clean_at"]))
-			return nodes{"diff": InsertAxes(d, 0)}
+			return nodes{"diff": InsertAxes(d, -1)}
 		},
 	}, values{
 		"clean": e.opts.Clean.device[p], "corrupt": e.opts.Corrupt.device[p],
@@ -206,7 +207,7 @@ func (e *edgeScores) input(args values) (*tensors.Tensor, error) {
 	return out["diff"], err
 }
 
-// write are the differences of a layer's heads and FFN, [H+1,each,d].
+// write are the differences of a layer's heads and FFN, [each,d,H+1].
 func (e *edgeScores) write(args values, l int) (*tensors.Tensor, error) {
 	m := e.m
 	with := values{"clean_at": args["clean_at"], "corrupt_at": args["corrupt_at"]}
@@ -233,7 +234,7 @@ func (e *edgeScores) write(args values, l int) (*tensors.Tensor, error) {
 				heads = b.headWrites(Sub(now, was))
 			}
 			ffn := Sub(at(in["corrupt.ffn_out"], in["corrupt_at"]), at(in["clean.ffn_out"], in["clean_at"]))
-			return nodes{"diff": Concatenate([]*Node{heads, InsertAxes(ffn, 0)}, 0)}
+			return nodes{"diff": TransposeAllAxes(Concatenate([]*Node{heads, InsertAxes(ffn, 0)}, 0), 1, 2, 0)}
 		},
 	}, with)
 	if err != nil {
@@ -341,13 +342,13 @@ func (e *edgeScores) top(args values) (*tensors.Tensor, error) {
 func (e *edgeScores) products(g *tensors.Tensor, first int, written []writes) error {
 	nb := e.g.Readers()
 	for _, w := range written {
-		n := w.diff.Shape().Dim(0)
+		n := w.diff.Shape().Dim(2)
 		if w.first+n <= e.opts.From || w.first >= e.opts.To {
 			continue
 		}
 		out, err := e.m.compute(recipe{
 			key: "edge products", inputs: []string{"g", "diff"}, outputs: []string{"s"},
-			build: func(in nodes) nodes { return nodes{"s": Einsum("vnd,und->vu", in["g"], in["diff"])} },
+			build: func(in nodes) nodes { return nodes{"s": Einsum("vnd,ndu->vu", in["g"], in["diff"])} },
 		}, values{"g": g, "diff": w.diff})
 		if err != nil {
 			return err
