@@ -63,10 +63,14 @@ func jobs() []job {
 		{name: "forward + VJP 10x32", bound: 1.2, peer: "gradient 10 32", ours: gradient(10, 32)},
 		{name: "forward + VJP 1x64", bound: 1.3, peer: "gradient 1 64", ours: gradient(1, 64)},
 		{name: "knowledge neurons behind 32 tokens", bound: 0.33, peer: "knowledge 32 20", ours: knowledge(32)},
-		{name: "EAP of 1x64, runs and gradient, against a forward of the pair", bound: 2.5, ours: eapRuns(64),
-			other: forward(2, 64)},
-		{name: "EAP of 1x64, all 32,491 edges, against a forward of the pair", bound: 3.5, ours: eap(64),
-			other: forward(2, 64)},
+		{
+			name: "EAP of 1x64, runs and gradient, against a forward of the pair", bound: 2.5, ours: eapRuns(64),
+			other: forward(2, 64),
+		},
+		{
+			name: "EAP of 1x64, all 32,491 edges, against a forward of the pair", bound: 3.5, ours: eap(64),
+			other: forward(2, 64),
+		},
 		{name: "resume (L/2,T/2) of 10x64, against a full run", bound: 0.35, ours: resume(10, 64), other: forward(10, 64)},
 	}
 }

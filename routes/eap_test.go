@@ -154,6 +154,36 @@ func TestNodeScoresAreGradients(t *testing.T) {
 	}
 }
 
+// TestScoresDoNotDependOnTheBatch: pairs of different lengths scored together are the mean of each by itself, with every
+// method.
+func TestScoresDoNotDependOnTheBatch(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), family("llama"))
+	first := routes.Pairs{
+		Clean: [][]int{{5, 9, 7, 11}}, Corrupt: [][]int{{5, 6, 7, 10}}, Metric: routes.Metric{Target: []int{3}, Other: []int{9}},
+	}
+	second := routes.Pairs{
+		Clean: [][]int{{3, 8}}, Corrupt: [][]int{{2, 8}}, Metric: routes.Metric{Target: []int{4}, Other: []int{9}},
+	}
+	both := routes.Pairs{
+		Clean: append(slices.Clone(first.Clean), second.Clean...), Corrupt: append(slices.Clone(first.Corrupt), second.Corrupt...),
+		Metric: routes.Metric{Target: []int{3, 4}, Other: []int{9}},
+	}
+	for _, method := range routes.EAPMethods() {
+		var scores [3][]float64
+		for i, pairs := range []routes.Pairs{first, second, both} {
+			got, err := routes.EAP(t.Context(), m, routes.EAPOptions{Pairs: pairs, Method: method, Steps: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			scores[i] = got.Scores
+		}
+		for k := range scores[0] {
+			scores[0][k] = (scores[0][k] + scores[1][k]) / 2
+		}
+		near(t, string(method), scores[2], scores[0], 2e-5)
+	}
+}
+
 // tensor reads a site of a run or of gradients.
 func tensor(
 	t *testing.T, from interface {

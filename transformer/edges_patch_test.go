@@ -172,6 +172,48 @@ func slopes(t *testing.T, m *transformer.Model, clean, corrupt *transformer.Run)
 	return scores
 }
 
+// TestEdgesInPieces: with room for a position or a circuit at a time, scores and logits are the same.
+func TestEdgesInPieces(t *testing.T) {
+	m := openGolden(t, backendtest.Open(t, "go"), "llama")
+	clean, corrupt := edgePairs(t, m, []int{5, 9, 7, 11, 3})
+	g, err := m.Config.EdgeGraph()
+	if err != nil {
+		t.Fatal(err)
+	}
+	grad, err := m.Gradient(t.Context(), clean, transformer.LogitDiff(3, 4), transformer.GradientOptions{Inputs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer grad.Close()
+	opts := transformer.EdgeScoresOptions{Clean: clean, Corrupt: corrupt, Run: clean, Gradients: grad}
+	whole := slopes(t, m, clean, corrupt)
+	var sets [][]bool
+	for k := range 5 {
+		sets = append(sets, allBut(g, func(u, v int) bool { return (u+v)%5 == k }))
+	}
+	logits, err := m.RunEdges(t.Context(), clean, corrupt, sets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	perCircuit := g.Writers() * 2 * 5 * m.Config.Width
+	for _, room := range []int{1, 3 * m.Config.Width * (g.Writers() + 2*(g.Inputs()+1)), 2 * perCircuit} {
+		scores, err := m.EdgeScoresIn(t.Context(), opts, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range scores {
+			if math.Abs(v-whole[i]) > 1e-5 {
+				t.Fatalf("room for %d: score %d is %g, want %g", room, i, v, whole[i])
+			}
+		}
+		got, err := m.RunEdgesIn(t.Context(), clean, corrupt, sets, room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, fmt.Sprint("room for ", room), got, logits, 2e-5)
+	}
+}
+
 // TestEdgeGraphOrder: the edges are those that a walk through the model's computation finds, and names are unique.
 func TestEdgeGraphOrder(t *testing.T) {
 	for _, g := range []transformer.EdgeGraph{

@@ -25,6 +25,13 @@ const edgeMemory = 64 << 20
 // have no edge are ignored. Both runs must have captured EdgeSites, row i of one being the pair of row i of the other.
 // The result is the logits [circuits, rows, V] at the last position of each row. Errors wrap ErrEdges.
 func (m *Model) RunEdges(ctx context.Context, clean, corrupt *Run, circuits [][]bool) (*Tensor, error) {
+	return m.runEdges(ctx, clean, corrupt, circuits, edgeMemory)
+}
+
+// runEdges holds at most so many elements of differences at once, but at least those of one circuit.
+func (m *Model) runEdges(
+	ctx context.Context, clean, corrupt *Run, circuits [][]bool, memory int,
+) (*Tensor, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g, err := m.Config.EdgeGraph()
@@ -42,7 +49,7 @@ func (m *Model) RunEdges(ctx context.Context, clean, corrupt *Run, circuits [][]
 	}
 	e := &edgeRun{m: m, g: g, clean: clean, corrupt: corrupt, slots: roundUp(corrupt.f.total)}
 	out := NewTensor(len(circuits), clean.Rows(), m.Config.Vocab)
-	each := max(1, edgeMemory/(g.Writers()*clean.Rows()*e.slots*m.Config.Width))
+	each := max(1, memory/(g.Writers()*clean.Rows()*e.slots*m.Config.Width))
 	each = min(each, roundUp(len(circuits)))
 	for first := 0; first < len(circuits); first += each {
 		part := circuits[first:min(first+each, len(circuits))]
@@ -325,12 +332,12 @@ func (e *edgeRun) end(args values, diffs *tensors.Tensor, circuits [][]bool, eac
 	with["mask"], with["diffs"] = mask, diffs
 	with["corrupt"] = e.corrupt.device[place{ResidPost, e.m.Config.Layers - 1}]
 	out, err := e.m.compute(recipe{
-		key:    fmt.Sprint("edge output ", each),
+		key:    fmt.Sprint("edge output ", each, " ", e.slots),
 		inputs: []string{"corrupt", "corrupt_at", "mask", "diffs"}, outputs: []string{"x"},
 		build: func(in nodes) nodes {
 			b := newBlock(e.m.Config, variant{}, in)
 			x := tileRows(gatherRows(in["corrupt"], in["corrupt_at"]), each)
-			return nodes{"x": Reshape(b.readers(x, in["diffs"], in["mask"]), r.f.rows, r.f.slots, e.m.Config.Width)}
+			return nodes{"x": Reshape(b.readers(x, in["diffs"], in["mask"]), -1, e.slots, e.m.Config.Width)}
 		},
 	}, with)
 	if err != nil {

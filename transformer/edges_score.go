@@ -32,6 +32,11 @@ const scoreMemory = 16 << 20
 // gradient by an edge is that by the reader. Gradients are kept at the outputs of q, k and v and taken back to the
 // stream reader by reader, a few positions at a time: a call holds 64 MiB, however long prompts are.
 func (m *Model) EdgeScores(ctx context.Context, opts EdgeScoresOptions) ([]float64, error) {
+	return m.edgeScores(ctx, opts, scoreMemory)
+}
+
+// edgeScores holds at most so many elements at once, but at least those of one position.
+func (m *Model) edgeScores(ctx context.Context, opts EdgeScoresOptions, memory int) ([]float64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g, err := m.Config.EdgeGraph()
@@ -52,7 +57,7 @@ func (m *Model) EdgeScores(ctx context.Context, opts EdgeScoresOptions) ([]float
 			reads = append(reads, Read{row, p})
 		}
 	}
-	each := scoreMemory / (m.Config.Width * (g.Writers() + (g.Inputs()+1)*(e.steps+1)))
+	each := memory / (m.Config.Width * (g.Writers() + (g.Inputs()+1)*(e.steps+1)))
 	e.each = max(1, min(each, roundUp(len(reads))))
 	for part := range slices.Chunk(reads, e.each) {
 		if err := e.add(ctx, part); err != nil {

@@ -1,6 +1,7 @@
 package transformer
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
 
@@ -55,6 +56,16 @@ func (d *Decoder) Held() []*tensors.Tensor {
 		all = append(all, c.k, c.v)
 	}
 	return all
+}
+
+// RunEdgesIn is RunEdges with room for so many elements.
+func (m *Model) RunEdgesIn(ctx context.Context, a, b *Run, circuits [][]bool, memory int) (*Tensor, error) {
+	return m.runEdges(ctx, a, b, circuits, memory)
+}
+
+// EdgeScoresIn is EdgeScores with room for so many elements.
+func (m *Model) EdgeScoresIn(ctx context.Context, opts EdgeScoresOptions, memory int) ([]float64, error) {
+	return m.edgeScores(ctx, opts, memory)
 }
 
 // Alive counts tensors that were not released.
