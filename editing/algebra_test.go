@@ -308,6 +308,7 @@ func TestLaterEditsAreCompared(t *testing.T) {
 // TestSweepPrefersTheLayerThatServes: of a layer whose states nothing reads any more and one that is read, the sweep
 // takes the latter; layers that cannot be edited are refused.
 func TestSweepPrefersTheLayerThatServes(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	tom := sadTom()
 	tom.Old = "angry"

@@ -222,6 +222,7 @@ func TestCorruptedEditFiles(t *testing.T) {
 
 // TestSampledContexts: the same seed gives the same texts, another others; no line ends in them.
 func TestSampledContexts(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	var texts [][]string
 	for _, seed := range []uint64{1, 1, 2} {

@@ -85,6 +85,7 @@ func compare(t *testing.T, what string, got, want []float64) {
 // TestTraceIsWhatWholeRunsGive: every cell of every kind is the mean and the standard error over whole runs of the
 // model with the same noise and the clean states put in.
 func TestTraceIsWhatWholeRunsGive(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		opts := editing.TraceOptions{

@@ -18,20 +18,22 @@ type demoResult struct {
 	Predict  *probes.PredictResult `json:"predict"`
 	Lens     *probes.LensResult    `json:"lens"`
 	Memories *probes.UpdatesResult `json:"memories"`
+	Fact     demoFact              `json:"fact"`
 }
 
 func (a *app) demoCommand() *cobra.Command {
 	return a.command("demo [flags]", "what a real model's memories do to a sentence",
 		"demo runs the other commands on one sentence: its tokens, what comes next, how the prediction forms through the\n"+
-			"layers, and the strongest memories of each layer with the tokens they promote. Each part is headed by the\n"+
-			"command that gives it.",
+			"layers, the strongest memories of each layer with the tokens they promote, how the fact gets to the end of the\n"+
+			"sentence, where it is, and an edit that rewrites it, with other ways to ask and other subjects, and without the\n"+
+			"edit again. Each part is headed by the command that gives it; no file is written.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runDemo(cmd) })
 }
 
 func (a *app) runDemo(cmd *cobra.Command) error {
 	ctx := cmd.Context()
 	prompt := promptFlags{prompts: []string{demoPrompt}}
-	m, err := a.open(ctx, prompt.estimate())
+	m, err := a.open(ctx, editTokens)
 	if err != nil {
 		return err
 	}
@@ -57,6 +59,9 @@ func (a *app) runDemo(cmd *cobra.Command) error {
 	out.Predict = lastPrediction(out.Lens)
 	strongest := probes.UpdatesOptions{IDs: ids, Top: 3, Tokens: 6, Run: run}
 	if out.Memories, err = probes.Updates(ctx, m, strongest); err != nil {
+		return err
+	}
+	if out.Fact, err = a.fact(ctx, m, rows[0]); err != nil {
 		return err
 	}
 	conventions := logitConventions()
@@ -101,4 +106,6 @@ func writeDemo(p *page, d *demoResult) {
 	p.printf("\n")
 	command("memories", " --top 3")
 	writeUpdates(p, d.Memories)
+	p.printf("\n")
+	d.Fact.write(p)
 }

@@ -152,7 +152,7 @@ func TestPicture(t *testing.T) {
 	var parts []string
 	for _, part := range strings.Split(text, "\n\n") {
 		heading, _, _ := strings.Cut(part, "\n")
-		for _, kept := range []string{" predict ", " --grid ", " memories "} {
+		for _, kept := range []string{" --top 6", " --grid ", " memories "} {
 			if strings.Contains(heading, kept) {
 				parts = append(parts, part)
 			}

@@ -60,7 +60,7 @@ func (f *tuneFlags) options(cmd *cobra.Command, m *transformer.Model) (opts edit
 		return opts, nil
 	}
 	collect := editing.CollectOptions{Name: filepath.Base(f.text), Window: window(m)}
-	if collect.Text, err = loadText(cmd, m, f.text, collect.Window); err != nil {
+	if collect.Text, err = loadText(cmd.Context(), m, f.text, collect.Window); err != nil {
 		return opts, err
 	}
 	opts.Statistics = func(ctx context.Context, layer int) (*editing.Statistics, error) {

@@ -126,7 +126,7 @@ func referenceRows(cmd *cobra.Command, m *transformer.Model, path string) ([][]i
 	if m.Config.Context > 0 {
 		length = min(length, m.Config.Context)
 	}
-	text, err := loadText(cmd, m, path, length)
+	text, err := loadText(cmd.Context(), m, path, length)
 	if err != nil {
 		return nil, missing(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -11,7 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/editing"
+	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/corpus"
+	"github.com/engram-go/engram/internal/facts"
 	"github.com/engram-go/engram/internal/numfmt"
 	"github.com/engram-go/engram/transformer"
 )
@@ -48,7 +51,7 @@ func (a *app) statsCollectCommand() *cobra.Command {
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runStats(cmd, &f) })
 	l := cmd.Flags()
 	l.IntVar(&f.layer, "layer", 0, "layer whose keys are taken")
-	l.StringVar(&f.text, "text", "", "text file, or .jsonl with the field text")
+	l.StringVar(&f.text, "text", "", `text file, .jsonl with the field text, or "demo": the demo model's own sentences`)
 	l.BoolVar(&f.self, "self", false, "let the model write the text by sampling")
 	l.Uint64Var(&f.sample.Seed, "seed", 0, "of the sampling")
 	l.IntVar(&f.sample.TopK, "top-k", 0, "sample among the most probable tokens only; 0 means all")
@@ -126,7 +129,7 @@ func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
 		f.sample.Progress = func(done, total int) { line.Printf("writing a text: %d of %d tokens", done, total) }
 		opts.Text, err = f.write(ctx, m, &opts)
 	} else {
-		opts.Text, err = loadText(cmd, m, f.text, opts.Window)
+		opts.Text, err = loadText(ctx, m, f.text, opts.Window)
 	}
 	if err != nil {
 		return err
@@ -166,15 +169,21 @@ func startsTexts(m *transformer.Model) bool {
 }
 
 func (a *app) printStats(path string, s *editing.Statistics) error {
-	return a.print("stats", &statsResult{path, s.StatisticsInfo}, nil, func(p *page) {
-		shards := ""
-		if s.Of > 0 {
-			shards = fmt.Sprintf(", shards %v of %d", s.Shards, s.Of)
-		}
-		p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens (%s%s) in %s",
-			s.Layer, s.Size, s.Size, numfmt.Count(s.Count), s.Tokens, shards, safe(path)))
-	})
+	out := &statsResult{path, s.StatisticsInfo}
+	return a.print("stats", out, nil, func(p *page) { writeStats(p, out) })
 }
+
+func writeStats(p *page, s *statsResult) {
+	shards := ""
+	if s.Of > 0 {
+		shards = fmt.Sprintf(", shards %v of %d", s.Shards, s.Of)
+	}
+	p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens (%s%s) in %s",
+		s.Layer, s.Size, s.Size, numfmt.Count(s.Count), s.Tokens, shards, safe(s.File)))
+}
+
+// demoText names the sentences in the program instead of a file.
+const demoText = "demo"
 
 func (a *app) statsMergeCommand() *cobra.Command {
 	var out string
@@ -237,12 +246,23 @@ func window(m *transformer.Model) int {
 }
 
 // loadText reads documents as the model's tokens.
-func loadText(cmd *cobra.Command, m *transformer.Model, path string, window int) (*corpus.Corpus, error) {
+func loadText(ctx context.Context, m *transformer.Model, path string, window int) (*corpus.Corpus, error) {
 	if m.Tokenizer == nil {
 		return nil, inputError{errors.New("the model has no tokenizer")}
 	}
 	opts := corpus.Options{Length: window, Vocab: m.Config.Vocab, Encode: func(text string, special bool) ([]int, error) {
 		return encode(m, text, special)
 	}}
-	return corpus.Load(cmd.Context(), []string{path}, opts, nil)
+	if path == demoText {
+		dir, err := os.MkdirTemp("", "engram-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		path = filepath.Join(dir, "corpus.txt")
+		if err := atomicfile.Write(ctx, path, facts.DemoCorpus, atomicfile.Options{}); err != nil {
+			return nil, err
+		}
+	}
+	return corpus.Load(ctx, []string{path}, opts, nil)
 }

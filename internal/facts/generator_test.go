@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -387,6 +389,21 @@ func TestSmallTable(t *testing.T) {
 		if d.Text == "" || len(d.Spans) == 0 {
 			t.Fatalf("document %d is %q", i, d.Text)
 		}
+	}
+}
+
+// TestDemoCorpus: the corpus in testdata is what the program makes anew.
+func TestDemoCorpus(t *testing.T) {
+	want, err := os.ReadFile(filepath.Join("..", "..", "testdata", "demo", "corpus.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got strings.Builder
+	if err := facts.DemoCorpus(&got); err != nil || got.String() != strings.ReplaceAll(string(want), "\r\n", "\n") {
+		t.Errorf("another text of %d bytes, want %d: %v", got.Len(), len(want), err)
+	}
+	if err := facts.DemoCorpus(full{}); !errors.Is(err, io.ErrShortWrite) {
+		t.Errorf("a full disk: %v", err)
 	}
 }
 

@@ -257,6 +257,19 @@ func WriteJSON[T Record | KnownFact](w io.Writer, list []T) error {
 	return nil
 }
 
+// DemoCorpus writes the corpus of testdata/demo: 5,000 documents from the table in the binary.
+func DemoCorpus(w io.Writer) error {
+	table, err := Load()
+	if err != nil {
+		return err
+	}
+	g, err := NewGenerator(table, GeneratorOptions{Seed: 7})
+	if err != nil {
+		return err
+	}
+	return g.Corpus(w, 5000)
+}
+
 // Corpus writes documents, one a line, for key statistics and for the texts that trigger a memory.
 func (g *Generator) Corpus(w io.Writer, documents int) error {
 	b := bufio.NewWriter(w)
