@@ -6,7 +6,9 @@ import (
 	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/facts"
+	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/loader/embedded"
 )
 
 // TestDemoModel: the model in the program knows what docs/demo-model.md says it does.
@@ -41,6 +43,31 @@ func TestDemoModel(t *testing.T) {
 		if right := training.Share(answers); right < c.least || right > c.most {
 			t.Errorf("%s: %.3f of %d right, want %.2f to %.2f", c.set, right, len(answers), c.least, c.most)
 		}
+	}
+}
+
+// TestDemoModelIsSmall: at most five million parameters and twelve megabytes of the program.
+func TestDemoModelIsSmall(t *testing.T) {
+	size, parameters := 0, 0
+	for name, data := range embedded.Files(embedded.Default) {
+		size += len(data)
+		if name != "model.safetensors" {
+			continue
+		}
+		f, err := safetensors.New(name, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range f.Entries {
+			n := 1
+			for _, d := range e.Shape {
+				n *= d
+			}
+			parameters += n
+		}
+	}
+	if size > 12e6 || parameters > 5e6 || parameters < 1e6 {
+		t.Errorf("%d parameters in %d bytes", parameters, size)
 	}
 }
 
