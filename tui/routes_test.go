@@ -193,11 +193,3 @@ func TestRoutesFrames(t *testing.T) {
 	d.keys("enter")
 	t.Run("neurons", func(t *testing.T) { requireFrame(t, d) })
 }
-
-// BenchmarkRoutesFrame draws the screen at 200×50.
-func BenchmarkRoutesFrame(b *testing.B) {
-	d, _ := onRoutes(b, 200, 50)
-	for b.Loop() {
-		d.app.View()
-	}
-}

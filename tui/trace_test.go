@@ -147,15 +147,6 @@ func screenOf[S Screen](t testing.TB, d *driver) S {
 	panic("unreachable")
 }
 
-// BenchmarkTraceFrame draws the screen at 200×50.
-func BenchmarkTraceFrame(b *testing.B) {
-	d := withFakes(200, 50, framePrompt, traceAnswers())
-	d.run(d.app.Open("trace"))
-	for b.Loop() {
-		d.app.View()
-	}
-}
-
 // TestATraceGivesWayToAChangeOfWeights, and goes on when the screen is shown again.
 func TestATraceGivesWayToAChangeOfWeights(t *testing.T) {
 	d := withFakes(100, 30, framePrompt, traceAnswers())
