@@ -30,8 +30,8 @@
 //   - Update never blocks: work goes through start, which runs it in a command with a context, progress, and a guard
 //     that turns a panic into an error on the screen. A job has a slot; starting another one in the slot cancels the
 //     first. Its done function runs in Update, and only if the job is still the one of its slot.
-//   - Jobs that change weights, also for a moment, are alone: analyses wait for their end, and those that can go on later
-//     (traces) are stopped for them.
+//   - Jobs that change weights, also for a moment, are alone: analyses wait for their end, and those that can go on
+//     later (traces) are stopped for them.
 //   - The state is changed by the methods of App (SetPrompt, SetPosition, SetChanges, SetEdits), which note the undo,
 //     count Version up and refresh the shown screen. Results that depend on the state keep the Version they are of.
 //   - Text entry is asked for with App.Ask; long text is shown with App.Show; messages go to App.Say and App.Fail.
