@@ -1,7 +1,9 @@
 package training
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"math"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/loader/embedded"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -107,51 +110,62 @@ func logitsOf(t *testing.T, m *transformer.Model, ids []int) []float32 {
 	return logits.Data
 }
 
-// transformers loads an exported folder and computes the same logits and the same tokens.
+// transformers loads what was exported, an untrained model and the one in the program, and computes the same logits from
+// the same tokens.
 func TestExportLoadsInTransformers(t *testing.T) {
 	if err := exec.Command("python3", "-c", "import torch, transformers, tokenizers").Run(); err != nil {
 		t.Skip("no Python with torch and transformers")
 	}
-	be := backendtest.Open(t, "go")
+	dir := t.TempDir()
+	untrained, demo := filepath.Join(dir, "untrained"), filepath.Join(dir, "demo")
 	w := trained(t)
-	dir := filepath.Join(t.TempDir(), "model")
-	if err := w.Export(t.Context(), dir, "float32", byteTokenizer(t)); err != nil {
+	if err := w.Export(t.Context(), untrained, "float32", byteTokenizer(t)); err != nil {
 		t.Fatal(err)
 	}
-	m, err := loader.Open(t.Context(), dir, loader.Options{Backend: be})
+	c, err := loader.OpenCheckpoint(t.Context(), embedded.Default, loader.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	const text = "Ørsted likes tea"
-	tokens, err := m.Tokenizer.Encode(text, true)
-	if err != nil {
+	if err := loader.Save(t.Context(), c, demo, loader.SaveOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	var ids []int
-	for _, token := range tokens {
-		ids = append(ids, token.ID)
+	var cases []map[string]any
+	for _, c := range [][2]string{{untrained, "Ørsted likes tea"}, {demo, "Eiffel Tower stands in the city of"}} {
+		m, err := loader.Open(t.Context(), c[0], loader.Options{Backend: backendtest.Open(t, "go")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		tokens, err := m.Tokenizer.Encode(c[1], true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []int
+		for _, token := range tokens[:min(len(tokens), m.Config.Context)] {
+			ids = append(ids, token.ID)
+		}
+		cases = append(cases, map[string]any{"folder": c[0], "text": c[1], "ids": ids, "logits": logitsOf(t, m, ids)})
 	}
-	ids = ids[:min(len(ids), w.Config.Context)]
-	var want strings.Builder
-	for _, v := range logitsOf(t, m, ids) {
-		want.WriteString(" " + formatFloat(v))
+	input, err := json.Marshal(cases)
+	if err != nil {
+		t.Fatal(err)
 	}
 	const script = `
-import sys, torch
+import json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, text = sys.argv[1:3]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
-ids = tokenizer(text).input_ids[:model.config.n_positions]
-with torch.no_grad():
-    got = model(torch.tensor([ids])).logits.flatten()
-want = torch.tensor([float(x) for x in sys.stdin.read().split()])
-assert got.shape == want.shape, (got.shape, want.shape)
-assert (got - want).abs().max() < 1e-4, (got - want).abs().max()
+for case in json.load(sys.stdin):
+    tokenizer = AutoTokenizer.from_pretrained(case["folder"])
+    model = AutoModelForCausalLM.from_pretrained(case["folder"], torch_dtype=torch.float32).eval()
+    ids = tokenizer(case["text"]).input_ids[:model.config.n_positions]
+    assert ids == case["ids"], (ids, case["ids"])
+    with torch.no_grad():
+        got = model(torch.tensor([ids])).logits.flatten()
+    want = torch.tensor(case["logits"])
+    assert got.shape == want.shape, (got.shape, want.shape)
+    assert (got - want).abs().max() < 1e-4, (case["folder"], (got - want).abs().max(), want.abs().max())
 `
-	cmd := exec.Command("python3", "-c", script, dir, text)
-	cmd.Stdin = strings.NewReader(want.String())
+	cmd := exec.Command("python3", "-c", script)
+	cmd.Stdin = bytes.NewReader(input)
 	cmd.Env = append(os.Environ(), "HF_HUB_OFFLINE=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)

@@ -1,7 +1,6 @@
 package training
 
 import (
-	"strconv"
 	"strings"
 	"testing"
 
@@ -78,5 +77,3 @@ func mustConfig(t *testing.T, o *Options) (*transformer.Config, []transformer.Pa
 	}
 	return c, params
 }
-
-func formatFloat(v float32) string { return strconv.FormatFloat(float64(v), 'g', -1, 32) }
