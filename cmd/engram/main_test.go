@@ -58,6 +58,13 @@ func TestScripts(t *testing.T) {
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"field": fieldCommand, "shape": shapeCommand, "clean": cleanCommand, "same": sameCommand,
 				},
+				// [xla]: the script runs on XLA, for what takes too long on the Go backend a second time.
+				Condition: func(name string) (bool, error) {
+					if name != "xla" {
+						return false, fmt.Errorf("unknown condition %q", name)
+					}
+					return strings.HasPrefix(be, "xla"), nil
+				},
 				RequireExplicitExec: true,
 			})
 		})
