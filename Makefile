@@ -62,9 +62,9 @@ train-demo: setup ## train the demo model anew, in build/demo; about 40 minutes,
 	@test -x build/python/bin/python || { python3 -m venv build/python && build/python/bin/pip install -q $(BPE); }
 	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./cmd/engram-train --out build/demo --python build/python/bin/python
 
-prove-demo: setup ## rewrite each of the demo model's 240 facts and score paraphrases and neighbours; about five minutes
-	@$(NATIVE) $(SIMD) ENGRAM_DEMO_RECORDS=240 ENGRAM_TEST_BACKENDS=xla:cpu \
-		$(GO) test -tags "$$tags" -timeout 60m -count 1 -run TestDemoFactsCanBeRewritten -v ./editing
+prove-demo: setup ## ask the demo model everything; rewrite its 240 facts, score paraphrases and neighbours; about six minutes
+	@$(NATIVE) $(SIMD) ENGRAM_DEMO_RECORDS=240 ENGRAM_DEMO_QUESTIONS=all ENGRAM_TEST_BACKENDS=xla:cpu \
+		$(GO) test -tags "$$tags" -timeout 60m -count 1 -run 'TestDemo(Model|FactsCanBeRewritten)$$' -v ./cmd/engram-train ./editing
 
 test: test-all test-race test-nocgo cross ## all tests: both backends, coverage; race detector; without cgo; other systems
 

@@ -22,6 +22,7 @@ const (
 	reportFile  = "evaluation.json"
 	knownFile   = "known.json"
 	recordsFile = "counterfact.json"
+	unknownFile = "unknown.json"
 	corpusFile  = "corpus.txt"
 )
 
@@ -62,7 +63,7 @@ func (j *job) evaluate(ctx context.Context, be compute.Backend, t *facts.Table, 
 		{"indirect object, held-out names", e.Indirect(circuitCases)},
 	}
 	var report []score
-	known := map[string]bool{}
+	var unknown []facts.Question
 	for _, set := range sets {
 		answers, err := ask(ctx, m, set.questions)
 		if err != nil {
@@ -71,8 +72,8 @@ func (j *job) evaluate(ctx context.Context, be compute.Backend, t *facts.Table, 
 		s := score{Set: set.name, Cases: len(answers), Right: training.Share(answers)}
 		for i, a := range answers {
 			s.Prob += a.Prob / float64(len(answers))
-			if a.Right && len(report) == 0 {
-				known[set.questions[i].Prompt] = true
+			if !a.Right && len(report) == 0 {
+				unknown = append(unknown, set.questions[i])
 			}
 		}
 		if set.questions[0].Relation != "" {
@@ -81,7 +82,7 @@ func (j *job) evaluate(ctx context.Context, be compute.Backend, t *facts.Table, 
 		report = append(report, s)
 		fmt.Fprintf(j.stdout, "%-36s %6d cases  right %5.1f %%  probability %.3f\n", s.Set, s.Cases, 100*s.Right, s.Prob)
 	}
-	return j.writeSets(ctx, t, report, func(q facts.Question) bool { return known[q.Prompt] })
+	return j.writeSets(ctx, t, report, unknown)
 }
 
 func ask(ctx context.Context, m *transformer.Model, questions []facts.Question) ([]training.Answer, error) {
@@ -93,30 +94,47 @@ func ask(ctx context.Context, m *transformer.Model, questions []facts.Question) 
 }
 
 // writeSets writes the report and the files that prove edits of the model.
-func (j *job) writeSets(ctx context.Context, t *facts.Table, report []score, knows func(facts.Question) bool) error {
+func (j *job) writeSets(ctx context.Context, t *facts.Table, report []score, unknown []facts.Question) error {
+	files, err := j.sets(t, unknown)
+	if err != nil {
+		return err
+	}
+	files[reportFile] = func(w io.Writer) error { return writeReport(w, report) }
+	for name, fill := range files {
+		err := atomicfile.Write(ctx, filepath.Join(j.out, name), fill, atomicfile.Options{Replace: true})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sets are the files that follow from a table and the questions of its training templates that a model does not answer.
+func (j *job) sets(t *facts.Table, unknown []facts.Question) (map[string]func(io.Writer) error, error) {
+	var prompts []string
+	wrong := map[string]bool{}
+	for _, q := range unknown {
+		prompts, wrong[q.Prompt] = append(prompts, q.Prompt), true
+	}
+	knows := func(q facts.Question) bool { return !wrong[q.Prompt] }
 	known := facts.KnownFacts(t, facts.KnownOptions{Seed: evaluationSeed, Known: knows})
 	records, err := facts.Records(t, facts.RecordOptions{Seed: evaluationSeed, Known: knows})
 	if errors.Is(err, facts.ErrTooFew) { // a small table, or a model that knows little, is no failure
 		fmt.Fprintf(j.stderr, "note: %v\n", err)
-		err = nil
+	} else if err != nil {
+		return nil, err
 	}
 	fmt.Fprintf(j.stdout, "%d of %d facts known, %d records\n", len(known), len(t.Facts()), len(records))
-	write := func(name string, fill func(io.Writer) error) {
-		if err == nil {
-			err = atomicfile.Write(ctx, filepath.Join(j.out, name), fill, atomicfile.Options{Replace: true})
-		}
+	g, err := facts.NewGenerator(t, facts.GeneratorOptions{Seed: evaluationSeed})
+	if err != nil {
+		return nil, err
 	}
-	write(reportFile, func(w io.Writer) error { return writeReport(w, report) })
-	write(knownFile, func(w io.Writer) error { return facts.WriteJSON(w, known) })
-	write(recordsFile, func(w io.Writer) error { return facts.WriteJSON(w, records) })
-	write(corpusFile, func(w io.Writer) error {
-		g, err := facts.NewGenerator(t, facts.GeneratorOptions{Seed: evaluationSeed})
-		if err != nil {
-			return err
-		}
-		return g.Corpus(w, corpusDocuments)
-	})
-	return err
+	return map[string]func(io.Writer) error{
+		knownFile:   func(w io.Writer) error { return facts.WriteJSON(w, known) },
+		recordsFile: func(w io.Writer) error { return facts.WriteJSON(w, records) },
+		unknownFile: func(w io.Writer) error { return facts.WriteJSON(w, prompts) },
+		corpusFile:  func(w io.Writer) error { return g.Corpus(w, corpusDocuments) },
+	}, nil
 }
 
 func writeReport(w io.Writer, report []score) error {

@@ -107,7 +107,7 @@ func TestTrainOnFacts(t *testing.T) {
 	if len(report) != 7 || report[0].Cases != 2 || report[0].Chance != 0.5 {
 		t.Errorf("report %+v", report)
 	}
-	for _, name := range []string{knownFile, recordsFile, corpusFile} {
+	for _, name := range []string{knownFile, recordsFile, unknownFile, corpusFile} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
 			t.Errorf("%s: %v", name, err)
 		}

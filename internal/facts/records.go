@@ -242,9 +242,9 @@ func KnownFacts(table *Table, opts KnownOptions) []KnownFact {
 	return list
 }
 
-// WriteJSON writes records or known facts as they are read by others: indented, with the characters of the texts as
-// they are.
-func WriteJSON[T Record | KnownFact](w io.Writer, list []T) error {
+// WriteJSON writes records, known facts or prompts as they are read by others: indented, with the characters of the
+// texts as they are.
+func WriteJSON[T Record | KnownFact | string](w io.Writer, list []T) error {
 	if list == nil {
 		list = []T{}
 	}
