@@ -51,7 +51,7 @@ type job struct {
 	backend        string
 	options        training.Options
 	quiet          bool
-	early          int
+	early, every   int
 }
 
 // flags declares the command line; the defaults are the demo model's recipe.
@@ -64,6 +64,7 @@ func (j *job) flags(f *pflag.FlagSet) {
 	f.StringVar(&j.dtype, "dtype", "float16", "weights as written: float16 or float32")
 	f.StringVar(&j.backend, "backend", backend.XLACPU, "backend to train on")
 	f.IntVar(&j.early, "early", 250, "blocks of 200 documents that mostly need attention circuits, at the start")
+	f.IntVar(&j.every, "every", 500, "steps between checkpoints; a run that is killed loses no more")
 	f.BoolVarP(&j.quiet, "quiet", "q", false, "no progress")
 	f.IntVar(&o.Shape.Layers, "layers", 8, "blocks")
 	f.IntVar(&o.Shape.Width, "width", 192, "residual stream")
@@ -90,6 +91,9 @@ func (j *job) flags(f *pflag.FlagSet) {
 func (j *job) run(ctx context.Context) error {
 	if j.out == "" {
 		return fmt.Errorf("%w: --out: no folder named", training.ErrOptions)
+	}
+	if j.every < 1 {
+		return fmt.Errorf("%w: --every: %d steps between checkpoints, at least 1", training.ErrOptions, j.every)
 	}
 	dir := filepath.Join(j.out, modelFolder)
 	if _, err := os.Stat(dir); err == nil {
@@ -121,7 +125,7 @@ func (j *job) run(ctx context.Context) error {
 	j.options.Shape.Vocab = tokenizer.VocabSize()
 	result, err := training.Train(ctx, be, j.options, training.Run{
 		Dir: j.out, Documents: data.documents, Tokenizer: tokenizer, Data: append(data.identity, vocabulary...),
-		Report: j.reporter(),
+		Every: j.every, Report: j.reporter(),
 	})
 	if err != nil {
 		return err

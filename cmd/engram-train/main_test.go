@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,20 +11,32 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/engram-go/engram/cmd/engram-train/training"
 	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/loader"
 )
 
-// train runs the command on the Go backend with a model that trains in a second.
-func train(t *testing.T, ctx context.Context, args ...string) (code int, stdout, stderr string) {
-	t.Helper()
-	var out, errs bytes.Buffer
-	all := append([]string{
+// TestMain lets the test binary be the command, for a test that kills it.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"engram-train": main})
+}
+
+// small are flags for a model that trains in a second on the Go backend.
+func small(args ...string) []string {
+	return append([]string{
 		"--backend", backend.Go, "--layers", "2", "--width", "16", "--heads", "2", "--context", "192",
 		"--length", "32", "--batch", "2", "--steps", "6", "--warmup", "2", "--gather", "1", "--read", "1", "--early", "0",
 	}, args...)
-	code = run(ctx, all, &out, &errs)
+}
+
+// train runs the command with a small model.
+func train(t *testing.T, ctx context.Context, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(ctx, small(args...), &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -134,14 +147,69 @@ func TestTrainOnTextAndGoOn(t *testing.T) {
 	if code, _, stderr := train(t, t.Context(), "--out", halted, "--text", text, "-q"); code != 0 {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
-	for _, name := range []string{"model.safetensors", "config.json", "tokenizer.json"} {
-		a, err := os.ReadFile(filepath.Join(whole, modelFolder, name))
+	sameFiles(t, whole, halted)
+}
+
+// sameFiles: two training folders hold the same model, and the same checkpoint of weights, moments and losses.
+func sameFiles(t *testing.T, one, other string) {
+	t.Helper()
+	for _, name := range []string{
+		"model/model.safetensors", "model/config.json", "model/tokenizer.json", training.CheckpointFile,
+	} {
+		a, err := os.ReadFile(filepath.Join(one, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if b, err := os.ReadFile(filepath.Join(halted, modelFolder, name)); err != nil || !bytes.Equal(a, b) {
+		if b, err := os.ReadFile(filepath.Join(other, name)); err != nil || !bytes.Equal(a, b) {
 			t.Errorf("%s differs, %v", name, err)
 		}
+	}
+}
+
+// A process that is killed, twice and at any point of what it does, goes on to the same weights bit for bit as a run that
+// was left alone.
+func TestKilledProcessEndsTheSame(t *testing.T) {
+	backendtest.Long(t)
+	text := filepath.Join(t.TempDir(), "text")
+	write(t, text, "the cat sat on the mat\nthe dog sat on the log\n")
+	args := []string{"--text", text, "--steps", "400", "--every", "7", "--dtype", "float32", "--out"}
+	whole, killed := started(t), started(t)
+	if code, _, stderr := train(t, t.Context(), append(args, whole)...); code != 0 {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	for _, step := range []string{"step 100 of", "step 200 of"} {
+		killAt(t, step, small(append(args, killed)...)...)
+		if _, err := os.Stat(filepath.Join(killed, modelFolder)); err == nil {
+			t.Fatal("the run was over before it was killed")
+		}
+	}
+	code, _, stderr := train(t, t.Context(), append(args, killed)...)
+	if code != 0 || strings.Contains(stderr, "step 100 of") || !strings.Contains(stderr, "step 300 of") {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	sameFiles(t, whole, killed)
+}
+
+// killAt starts the command as a process and kills it as soon as it has said what is waited for.
+func killAt(t *testing.T, said string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "engram-train", args...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	heard := ""
+	for lines := bufio.NewScanner(stderr); lines.Scan() && !strings.HasPrefix(lines.Text(), said); {
+		heard += lines.Text() + "\n"
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatalf("%v; it said %s", err, heard)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Fatalf("it ended by itself; it said %s", heard)
 	}
 }
 
@@ -166,6 +234,7 @@ func TestRefusals(t *testing.T) {
 		"no steps":      {[]string{"--steps", "0"}, 2, []string{"steps is 0", "hint: "}},
 		"unknown flag":  {[]string{"--layer", "3"}, 2, []string{"--layer", "hint: "}},
 		"argument":      {[]string{"now"}, 2, []string{"now", "hint: "}},
+		"every":         {[]string{"--every", "0"}, 2, []string{"--every: 0 steps", "hint: "}},
 		"dtype":         {[]string{"--dtype", "int8"}, 2, []string{"int8", "hint: "}},
 	} {
 		t.Run(name, func(t *testing.T) {
