@@ -93,20 +93,21 @@ func ask(ctx context.Context, m *transformer.Model, questions []facts.Question) 
 	return training.Score(ctx, m, prompts, answers)
 }
 
-// writeSets writes the report and the files that prove edits of the model.
+// writeSets writes the files that prove edits of the model, and last the report.
 func (j *job) writeSets(ctx context.Context, t *facts.Table, report []score, unknown []facts.Question) error {
 	files, err := j.sets(t, unknown)
 	if err != nil {
 		return err
 	}
-	files[reportFile] = func(w io.Writer) error { return writeReport(w, report) }
+	write := func(name string, fill func(io.Writer) error) error {
+		return atomicfile.Write(ctx, filepath.Join(j.out, name), fill, atomicfile.Options{Replace: true})
+	}
 	for name, fill := range files {
-		err := atomicfile.Write(ctx, filepath.Join(j.out, name), fill, atomicfile.Options{Replace: true})
-		if err != nil {
+		if err := write(name, fill); err != nil {
 			return err
 		}
 	}
-	return nil
+	return write(reportFile, func(w io.Writer) error { return writeReport(w, report) })
 }
 
 // sets are the files that follow from a table and the questions of its training templates that a model does not answer.

@@ -96,7 +96,7 @@ func (j *job) run(ctx context.Context) error {
 		return fmt.Errorf("%w: --every: %d steps between checkpoints, at least 1", training.ErrOptions, j.every)
 	}
 	dir := filepath.Join(j.out, modelFolder)
-	if _, err := os.Stat(dir); err == nil {
+	if j.finished() {
 		return fmt.Errorf("write %s: %w", dir, os.ErrExist)
 	}
 	if err := training.CheckDType(j.dtype); err != nil {
@@ -130,14 +130,27 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := result.Weights.Export(ctx, dir, j.dtype, vocabulary); err != nil {
-		return err
+	if !j.has(modelFolder) {
+		if err := result.Weights.Export(ctx, dir, j.dtype, vocabulary); err != nil {
+			return err
+		}
+		fmt.Fprintf(j.stdout, "%s written after %d steps\n", dir, result.Steps)
 	}
-	fmt.Fprintf(j.stdout, "%s written after %d steps\n", dir, result.Steps)
 	if data.table == nil {
 		return nil
 	}
 	return j.evaluate(ctx, be, data.table, dir)
+}
+
+// finished tells whether a model is in the folder that nothing is left to do for. One from facts is measured after it
+// is written, and the report is the last file: without it, a run stopped there and goes on.
+func (j *job) finished() bool {
+	return j.has(modelFolder) && (j.text != "" || j.has(reportFile) || !j.has(training.CheckpointFile))
+}
+
+func (j *job) has(name string) bool {
+	_, err := os.Stat(filepath.Join(j.out, name))
+	return err == nil
 }
 
 // data is what to train on.

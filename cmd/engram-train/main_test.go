@@ -88,16 +88,28 @@ func table(t *testing.T, more string) string {
 	return dir
 }
 
-// From a table of facts come a model that opens, its scores, the known facts, records and a corpus.
+// From a table of facts come a model that opens, its scores, the known facts, records and a corpus, although the run is
+// interrupted as soon as the model is written.
 func TestTrainOnFacts(t *testing.T) {
 	backendtest.Long(t)
-	dir := started(t)
-	code, stdout, stderr := train(t, t.Context(), "--out", dir, "--facts", table(t, ""))
-	if code != 0 {
-		t.Fatalf("exit %d: %s", code, stderr)
+	dir, facts := started(t), table(t, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	var errs bytes.Buffer
+	code := run(ctx, small("--out", dir, "--facts", facts), interrupter(cancel), &errs)
+	if code != 130 || !strings.Contains(errs.String(), "step 6 of 6") || !strings.Contains(errs.String(), "hint: the same command") {
+		t.Fatalf("interrupted: exit %d, %s", code, &errs)
 	}
-	if !strings.Contains(stdout, "held-out templates") || !strings.Contains(stderr, "step 6 of 6") {
-		t.Errorf("printed %q and %q", stdout, stderr)
+	weights := filepath.Join(dir, modelFolder, "model.safetensors")
+	before, err := os.ReadFile(weights)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := train(t, t.Context(), "--out", dir, "--facts", facts)
+	if code != 0 || strings.Contains(stdout, "written") || !strings.Contains(stdout, "held-out templates") {
+		t.Fatalf("exit %d: %s%s", code, stdout, stderr)
+	}
+	if after, err := os.ReadFile(weights); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("measuring changes the weights, %v", err)
 	}
 	be, _, err := backend.Open(backend.Go)
 	if err != nil {
@@ -128,6 +140,14 @@ func TestTrainOnFacts(t *testing.T) {
 	if code, _, stderr := train(t, t.Context(), "--out", dir); code != 4 || !strings.Contains(stderr, "hint: ") {
 		t.Errorf("a second model in the same folder: exit %d, %s", code, stderr)
 	}
+}
+
+// interrupter is an output that interrupts what writes to it.
+type interrupter context.CancelFunc
+
+func (i interrupter) Write(p []byte) (int, error) {
+	i()
+	return len(p), nil
 }
 
 // Lines of text train a model, too; an interrupted run goes on to the same files as one that was not.
