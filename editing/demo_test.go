@@ -69,3 +69,50 @@ func TestDemoFactsCanBeRewritten(t *testing.T) {
 		t.Errorf("ES %g to %g, PS %g, NS %g", got.Before.ES, a.ES, a.PS, a.NS)
 	}
 }
+
+// TestDemoFactsAreRecalledAtTheSubject: in the middle layers an answer is at the last token of its subject, and only then at
+// the end of the prompt: over facts of all kinds, the clean state there brings back over half of what noise takes away, and
+// states at other tokens bring back little.
+func TestDemoFactsAreRecalledAtTheSubject(t *testing.T) {
+	backendtest.Long(t)
+	data, err := os.ReadFile(filepath.Join("..", "testdata", "demo", "known.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, err := editing.ParseKnownFacts(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []editing.KnownFact
+	for i := 50; i < len(known); i += 100 {
+		f := known[i]
+		f.Attribute = "" // of an answer of several tokens the first is traced
+		list = append(list, f)
+	}
+	m := open(t, backendtest.Open(t, "xla:cpu"), "demo")
+	got, err := editing.AverageTrace(t.Context(), m, editing.AverageOptions{
+		Facts: list, Kinds: []editing.TraceKind{editing.TraceHidden}, Trace: editing.TraceOptions{Samples: 3},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Facts != len(list) || got.Total.Mean < 0.6 {
+		t.Errorf("%d of %d facts, which noise changes by %.2f", got.Facts, len(list), got.Total.Mean)
+	}
+	for _, r := range got.Kinds[0].Roles {
+		t.Logf("%s: %.2f of %.2f", r.Role, r.Effect, got.Total.Mean)
+		for layer, effect := range r.Effect {
+			share := effect / got.Total.Mean
+			least, most := -0.2, 0.2
+			switch {
+			case layer == 0 || layer == 4, r.Role == editing.LastSubject && layer > 4: // from one to the other
+				continue
+			case r.Role == editing.LastSubject, r.Role == editing.LastToken && layer > 4:
+				least, most = 0.5, 1.1
+			}
+			if share < least || share > most {
+				t.Errorf("layer %d, %s: %.2f of the effect", layer, r.Role, share)
+			}
+		}
+	}
+}

@@ -146,6 +146,36 @@ func TestDemoModelIsSmall(t *testing.T) {
 	}
 }
 
+// TestDemoSubjectsAreOfSeveralTokens: most subjects are several tokens, so that there is a last one to recall facts at.
+func TestDemoSubjectsAreOfSeveralTokens(t *testing.T) {
+	table, err := facts.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := loader.OpenCheckpoint(t.Context(), embedded.Default, loader.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokenizer, err := c.Tokenizer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	several := 0
+	for _, f := range table.Facts() {
+		tokens, err := tokenizer.Encode(" "+f.Subject, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(tokens) > 1 {
+			several++
+		}
+	}
+	t.Logf("%d of %d", several, len(table.Facts()))
+	if 2*several < len(table.Facts()) {
+		t.Errorf("%d of %d subjects are several tokens, want half", several, len(table.Facts()))
+	}
+}
+
 // some are every n-th of the questions, or all if ENGRAM_DEMO_QUESTIONS is.
 func some(questions []facts.Question, n int) []facts.Question {
 	if os.Getenv("ENGRAM_DEMO_QUESTIONS") == "all" {
