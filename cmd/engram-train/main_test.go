@@ -96,7 +96,8 @@ func TestTrainOnFacts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var errs bytes.Buffer
 	code := run(ctx, small("--out", dir, "--facts", facts), interrupter(cancel), &errs)
-	if code != 130 || !strings.Contains(errs.String(), "step 6 of 6") || !strings.Contains(errs.String(), "hint: the same command") {
+	if code != 130 || !strings.Contains(errs.String(), "step 6 of 6  loss ") ||
+		!strings.Contains(errs.String(), " tokens/s ") || !strings.Contains(errs.String(), "hint: the same command") {
 		t.Fatalf("interrupted: exit %d, %s", code, &errs)
 	}
 	weights := filepath.Join(dir, modelFolder, "model.safetensors")

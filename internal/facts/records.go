@@ -207,7 +207,7 @@ type KnownFact struct {
 	Subject    string `json:"subject"`
 	Attribute  string `json:"attribute"`
 	Template   string `json:"template"`
-	Prediction string `json:"prediction"` // how the model goes on, from the space on
+	Prediction string `json:"prediction"` // how the text of training goes on, from the space on
 	Prompt     string `json:"prompt"`
 	RelationID string `json:"relation_id"`
 }
@@ -216,8 +216,7 @@ type KnownFact struct {
 type KnownOptions struct {
 	Seed uint64
 
-	Known   func(Question) bool   // whether a model answers a question; nil takes all
-	Predict func(Question) string // how the model goes on; nil gives the answer and a full stop
+	Known func(Question) bool // whether a model answers a question; nil takes all
 }
 
 // KnownFacts lists every fact that a model answers in at least one training template, in one of those templates.
@@ -230,12 +229,8 @@ func KnownFacts(table *Table, opts KnownOptions) []KnownFact {
 			continue
 		}
 		q := pick(random(opts.Seed, streamKnown, uint64(i)), questions)
-		prediction := q.Answer + "."
-		if opts.Predict != nil {
-			prediction = opts.Predict(q)
-		}
 		list = append(list, KnownFact{
-			ID: i, Subject: f.Subject, Attribute: f.Object, Template: q.Template, Prediction: prediction,
+			ID: i, Subject: f.Subject, Attribute: f.Object, Template: q.Template, Prediction: q.Answer + ".",
 			Prompt: q.Prompt, RelationID: f.Relation.Property,
 		})
 	}
