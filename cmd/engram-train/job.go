@@ -215,6 +215,9 @@ func (j *job) tokenizer(ctx context.Context, d *data) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, j.python, "-c", tokenizerScript, fmt.Sprint(j.options.Shape.Vocab), trained)
 	cmd.Stdin, cmd.Stderr = &text, j.stderr
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil { // Python was stopped, and is not to blame
+			err = context.Cause(ctx)
+		}
 		return nil, fmt.Errorf("train tokenizer with %s and its package tokenizers: %w", j.python, err)
 	}
 	made, err := os.ReadFile(trained)

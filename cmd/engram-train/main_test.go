@@ -5,9 +5,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -209,6 +211,27 @@ func TestKilledProcessEndsTheSame(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
 	sameFiles(t, whole, killed)
+}
+
+// An interruption while Python trains the tokenizer is one, and leaves nothing of it.
+func TestInterruptedTokenizer(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("needs a shell")
+	}
+	dir, text := t.TempDir(), filepath.Join(t.TempDir(), "text")
+	write(t, text, "the cat sat on the mat\n")
+	python := filepath.Join(t.TempDir(), "python")
+	write(t, python, "#!/bin/sh\necho busy >&2\nexec sleep 60\n")
+	if err := os.Chmod(python, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if code := run(ctx, small("--out", dir, "--text", text, "--python", python), io.Discard, interrupter(cancel)); code != 130 {
+		t.Errorf("exit %d", code)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 // killAt starts the command as a process and kills it as soon as it has said what is waited for.
