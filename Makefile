@@ -34,7 +34,7 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz prove-demo cover clean
+.PHONY: help setup peers build install demo train-demo prove-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-editing cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
