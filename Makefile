@@ -34,7 +34,7 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers build install demo train-demo prove-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-editing cover clean
+.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-demo proof-editing cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ train-demo: setup ## train the demo model anew, in build/demo; about 40 minutes,
 	@test -x build/python/bin/python || { python3 -m venv build/python && build/python/bin/pip install -q $(BPE); }
 	@$(NATIVE) $(SIMD) $(GO) run -tags "$$tags" ./cmd/engram-train --out build/demo --python build/python/bin/python
 
-prove-demo: setup ## ask the demo model everything; rewrite its 240 facts, score paraphrases and neighbours; about six minutes
+proof-demo: setup ## ask the demo model everything; rewrite its 240 facts, score paraphrases and neighbours; about six minutes
 	@$(NATIVE) $(SIMD) ENGRAM_DEMO_RECORDS=240 ENGRAM_DEMO_QUESTIONS=all ENGRAM_TEST_BACKENDS=xla:cpu \
 		$(GO) test -tags "$$tags" -timeout 60m -count 1 -run 'TestDemo(Model|FactsCanBeRewritten)$$' -v ./cmd/engram-train ./editing
 
@@ -75,7 +75,7 @@ test: test-all test-race test-nocgo cross ## all tests: both backends, coverage;
 test-all: setup
 	@mkdir -p build
 	@$(NATIVE) $(WITH_PEERS) $(SIMD) ENGRAM_TEST_BACKENDS=$${ENGRAM_TEST_BACKENDS:-go,xla:cpu} \
-		$(GO) test -tags "$$tags" -timeout 25m -covermode=set -coverprofile=build/coverage.out ./...
+		$(GO) test -tags "$$tags" -timeout 40m -covermode=set -coverprofile=build/coverage.out ./...
 	@$(GO) tool cover -func=build/coverage.out | tail -1
 
 # Packages whose code or tests start goroutines or lock something; the others have nothing to race with.

@@ -12,7 +12,7 @@ import (
 )
 
 // TestDemoFactsCanBeRewritten: r-ROME at layer 1 of the demo model, where its traces say that FFNs recall facts, reaches
-// at least 95 ES, 80 PS and 80 NS over the model's own records. Three of other relations are tried; make prove-demo
+// at least 95 ES, 80 PS and 80 NS over the model's own records. Three of other relations are tried; make proof-demo
 // tries all 240, with statistics over the whole corpus.
 func TestDemoFactsCanBeRewritten(t *testing.T) {
 	folder := filepath.Join("..", "testdata", "demo")

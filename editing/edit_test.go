@@ -127,7 +127,7 @@ func TestRefusals(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	opts := editing.ROMEOptions{Statistics: identity(t, m, 1), Value: editing.ValueOptions{Steps: 1}}
-	for target, want := range map[string]string{"Lily": "already answers", "sad": "the target has only"} {
+	for target, want := range map[string]string{"Lily": "already answers", "sad": `the target "sad" has only P`} {
 		req := editing.Request{Prompt: "Once upon a time, there was a little {} named", Subject: "girl", Target: target}
 		e := rome(t, m, req, opts)
 		if !strings.Contains(strings.Join(e.Warnings, "\n"), want) {

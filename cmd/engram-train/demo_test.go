@@ -19,7 +19,7 @@ import (
 )
 
 // TestDemoModel: the model in the program knows what docs/demo-model.md says it does. Some questions of each kind are asked;
-// make prove-demo asks all.
+// make proof-demo asks all.
 func TestDemoModel(t *testing.T) {
 	table, err := facts.Load()
 	if err != nil {
