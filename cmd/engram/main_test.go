@@ -15,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader/embedded"
 )
@@ -44,6 +45,9 @@ func TestScripts(t *testing.T) {
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("ENGRAM_BACKEND", be)
 					env.Setenv("ROOT", root)
+					if name := filepath.Base(env.WorkDir); !slices.Contains(short, strings.TrimPrefix(name, "script-")) {
+						env.Setenv(backendtest.FlagsEnv, backendtest.QuickFlags)
+					}
 					if cache, err := os.UserCacheDir(); err == nil {
 						env.Setenv("ENGRAM_CACHE", filepath.Join(cache, "engram"))
 					}
@@ -71,7 +75,8 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// short are the scripts that run under the race detector and without cgo, too: one of each kind of command.
+// short are the scripts that run under the race detector and without cgo, too, and with XLA's own flags: one of each kind
+// of command.
 var short = []string{"tokens", "predict", "generate", "memories", "triggers", "edit_files", "trace_bad", "hostile", "other"}
 
 // scripts are the files of the scripts to run.

@@ -72,13 +72,13 @@ func Open(t testing.TB, name string) compute.Backend {
 	return nil
 }
 
-// quick are XLA's flags in tests. Nearly all of a test's time on XLA goes into compiling programs that run once on small
+// QuickFlags are XLA's flags in tests. Nearly all of a test's time on XLA goes into compiling programs that run once on small
 // numbers; without LLVM's optimisations and MLIR's fusions that takes a seventh. The graph, what XLA makes of it and the
-// matrix products are those of the command, whose scripts (cmd/engram) run with XLA's own choice.
-const quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+// matrix products are those of the command, some of whose scripts (cmd/engram) run with XLA's own choice.
+const QuickFlags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
-// flagsEnv names the variable that XLA reads when a plugin is loaded. Set, even to nothing, it is left alone.
-const flagsEnv = "XLA_FLAGS"
+// FlagsEnv names the variable that XLA reads when a plugin is loaded. Set, even to nothing, it is left alone.
+const FlagsEnv = "XLA_FLAGS"
 
 func open(name string) *instance {
 	opened.Lock()
@@ -86,9 +86,9 @@ func open(name string) *instance {
 	if i := opened.instances[name]; i != nil {
 		return i
 	}
-	if _, chosen := os.LookupEnv(flagsEnv); name == backend.XLACPU && !chosen {
-		_ = os.Setenv(flagsEnv, quick) // the error is one of names with "=" or NUL
-		defer func() { _ = os.Unsetenv(flagsEnv) }()
+	if _, chosen := os.LookupEnv(FlagsEnv); name == backend.XLACPU && !chosen {
+		_ = os.Setenv(FlagsEnv, QuickFlags) // the error is one of names with "=" or NUL
+		defer func() { _ = os.Unsetenv(FlagsEnv) }()
 	}
 	if opened.instances == nil {
 		opened.instances = map[string]*instance{}
