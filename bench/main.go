@@ -33,18 +33,28 @@ func main() {
 	if err != nil {
 		cache = os.TempDir()
 	}
-	dir := flag.String("dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
-	threads := flag.Int("threads", 2, "threads of either side")
-	rounds := flag.Int("rounds", 7, "turns of each side")
-	only := flag.String("only", "",
-		"jobs whose name contains this; or loading: memory and start-up, index, triggers, or routes")
-	name := flag.String("backend", backend.XLACPU, "backend")
+	var o options
+	flag.StringVar(&o.dir, "dir", filepath.Join(cache, "engram", "bench"), "folder for the checkpoints")
+	flag.IntVar(&o.threads, "threads", 2, "threads of either side")
+	flag.IntVar(&o.rounds, "rounds", 7, "turns of each side")
+	flag.StringVar(&o.only, "only", "",
+		"jobs whose name contains this; or loading: memory and start-up, index, triggers, routes, or editing")
+	flag.StringVar(&o.backend, "backend", backend.XLACPU, "backend")
+	flag.StringVar(&o.rome, "rome", "", "checkout of kmeng01/rome, for editing")
+	flag.StringVar(&o.facts, "facts", filepath.Join("..", "shared", "checkpoints", "facts-a"),
+		"checkpoint that knows facts, with those that are traced and edited, for editing")
 	flag.Parse()
-	runtime.GOMAXPROCS(*threads)
-	if err := bench(*dir, *name, *threads, *rounds, *only); err != nil {
+	runtime.GOMAXPROCS(o.threads)
+	if err := bench(&o); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
+}
+
+// options are the flags.
+type options struct {
+	dir, only, backend, rome, facts string
+	threads, rounds                 int
 }
 
 // job is one comparison.
@@ -75,33 +85,36 @@ func jobs() []job {
 	}
 }
 
-func bench(dir, name string, threads, rounds int, only string) error {
-	be, _, err := backend.Open(name)
+func bench(o *options) error {
+	be, _, err := backend.Open(o.backend)
 	if err != nil {
 		return err
 	}
-	switch only {
+	folder := filepath.Join(o.dir, "gpt2-small")
+	switch o.only {
 	case "loading":
-		return loading(filepath.Join(dir, "gpt2-4gib"))
+		return loading(filepath.Join(o.dir, "gpt2-4gib"))
 	case "routes":
-		return routesFigures(be, filepath.Join(dir, "gpt2-small"), threads, rounds)
+		return routesFigures(be, folder, o.threads, o.rounds)
 	case "index":
-		return index(be, filepath.Join(dir, "gpt2-medium"), threads)
+		return index(be, filepath.Join(o.dir, "gpt2-medium"), o.threads)
 	case "triggers":
-		return triggersBench(be, filepath.Join(dir, "gpt2-small"), threads, rounds)
+		return triggersBench(be, folder, o.threads, o.rounds)
+	case "editing":
+		return editingFigures(be, folder, o)
 	}
-	if err := compareAll(be, filepath.Join(dir, "gpt2-small"), &small, jobs(), threads, rounds, only); err != nil {
+	if err := compareAll(be, folder, &small, jobs(), o); err != nil {
 		return err
 	}
 	stories := []job{{
 		name: "200 greedy tokens of stories260K", bound: 1, peer: "generate 200 1 403 407 261 378", ours: generate(200),
 	}}
-	return compareAll(be, filepath.Join("loader", "embedded", "stories"), nil, stories, threads, rounds, only)
+	return compareAll(be, filepath.Join("loader", "embedded", "stories"), nil, stories, o)
 }
 
 // compareAll runs the jobs on one checkpoint.
-func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, threads, rounds int, only string) error {
-	list = slices.DeleteFunc(list, func(j job) bool { return !strings.Contains(j.name, only) })
+func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, o *options) error {
+	list = slices.DeleteFunc(list, func(j job) bool { return !strings.Contains(j.name, o.only) })
 	if len(list) == 0 {
 		return nil
 	}
@@ -116,12 +129,12 @@ func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, threads
 	}
 	var p *peer
 	if slices.ContainsFunc(list, func(j job) bool { return j.peer != "" }) {
-		if p, err = startPeer(dir, threads); err != nil {
+		if p, err = startPeer("peer.py", o.threads, dir); err != nil {
 			return errors.Join(err, m.Close())
 		}
 	}
 	for _, j := range list {
-		if err := compare(m, p, j, rounds); err != nil {
+		if err := compare(m, p, j, o.rounds); err != nil {
 			return errors.Join(fmt.Errorf("%s: %w", j.name, err), p.stop(), m.Close())
 		}
 	}
@@ -129,10 +142,11 @@ func compareAll(be compute.Backend, dir string, shape *gpt2, list []job, threads
 }
 
 // A turn begins when the other side's worker threads, which spin for a while after their work, are asleep: a pause, one
-// call that is not counted, and the calls that are.
+// call that is not counted, and the calls that are. A call that takes long is all of a turn.
 const (
 	pause   = 300 * time.Millisecond
 	perTurn = 3
+	long    = 1.0 // seconds
 )
 
 func turn(times []float64, call func() (float64, error)) ([]float64, error) {
@@ -142,8 +156,11 @@ func turn(times []float64, call func() (float64, error)) ([]float64, error) {
 		if err != nil {
 			return nil, err
 		}
-		if i > 0 {
+		if i > 0 || t > long {
 			times = append(times, t)
+		}
+		if t > long {
+			break
 		}
 	}
 	return times, nil
@@ -281,8 +298,10 @@ type peer struct {
 	out *bufio.Scanner
 }
 
-func startPeer(dir string, threads int) (*peer, error) {
-	cmd := exec.Command("python3", filepath.Join("bench", "peer.py"), dir, strconv.Itoa(threads))
+// startPeer starts a script of this folder. Its arguments are the folders and the number of threads.
+func startPeer(script string, threads int, dirs ...string) (*peer, error) {
+	args := append(append([]string{filepath.Join("bench", script)}, dirs...), strconv.Itoa(threads))
+	cmd := exec.Command("python3", args...)
 	cmd.Env = append(os.Environ(), fmt.Sprint("OMP_NUM_THREADS=", threads), fmt.Sprint("MKL_NUM_THREADS=", threads))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

@@ -24,7 +24,7 @@ func routesFigures(be compute.Backend, dir string, threads, rounds int) error {
 	if err != nil {
 		return err
 	}
-	p, err := startPeer(dir, threads)
+	p, err := startPeer("peer.py", threads, dir)
 	if err != nil {
 		return err
 	}

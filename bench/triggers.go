@@ -37,7 +37,7 @@ func triggersBench(be compute.Backend, dir string, threads, rounds int) error {
 	if err != nil {
 		return err
 	}
-	p, err := startPeer(dir, threads)
+	p, err := startPeer("peer.py", threads, dir)
 	if err != nil {
 		return errors.Join(err, m.Close())
 	}

@@ -91,9 +91,7 @@ func ROME(ctx context.Context, m *transformer.Model, req Request, opts ROMEOptio
 		Settings: Hyperparameters{ValueOptions: opts.Value.told()},
 		Fact:     w.fact(),
 	}
-	if err := answers(ctx, m, []*rewrite{w}, func(_ int, r Reply, prob float64) {
-		edit.Before, edit.TargetProbBefore = r, prob
-	}); err != nil {
+	if edit.Before, edit.TargetProbBefore, err = search.answer(ctx); err != nil {
 		return nil, err
 	}
 	if err := search.run(ctx); err != nil {

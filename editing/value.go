@@ -131,6 +131,24 @@ func (s *valueSearch) read(site transformer.Site, layer int) ([][]float64, error
 	return out, nil
 }
 
+// answer is what the model says behind the bare prompt without δ, and the target's probability there. The bare prompt
+// is a row of the base, so that only its end is unembedded.
+func (s *valueSearch) answer(ctx context.Context) (Reply, float64, error) {
+	target, end := s.w.target, len(s.base.IDs[0])
+	at := transformer.From{Layer: s.m.Config.Layers, Position: end - len(target), Rows: []int{0}}
+	run, err := s.m.Resume(ctx, s.base, at, transformer.Capture{Sites: []transformer.Site{transformer.Logits}})
+	if err != nil {
+		return Reply{}, 0, err
+	}
+	defer run.Close()
+	logits, err := run.Tensor(transformer.Logits, -1)
+	if err != nil {
+		return Reply{}, 0, err
+	}
+	reply, prob := answerAt(target, func(i int) []float32 { return logits.At(0, i).Data })
+	return reply, prob, nil
+}
+
 // add searches at a site of a layer too, from δ = 0.
 func (s *valueSearch) add(site transformer.Site, layer int, initial []float64) *addition {
 	d := len(initial)

@@ -1,6 +1,7 @@
 package transformer
 
 import (
+	"fmt"
 	"math/bits"
 	"slices"
 	"sync"
@@ -8,7 +9,8 @@ import (
 
 // buckets choose the shape a program runs in. Compiling a block costs from a few tenths of a second up, so sizes are
 // rounded up to steps of an eighth to a quarter, and a larger shape that is compiled already is taken while the extra
-// arithmetic stays cheaper than compiling. Results do not depend on the choice.
+// arithmetic, of this call and of all such calls before it, stays cheaper than compiling. Results do not depend on the
+// choice.
 type buckets struct {
 	mu    sync.Mutex
 	known map[string][]shape
@@ -39,6 +41,10 @@ func (b *buckets) choose(key string, want shape, perToken float64) shape {
 		if c < cost || !compiled && c < cost+extraWork {
 			best, cost, compiled = s, c, true
 		}
+	}
+	if extra := cost - float64(fit.rows*fit.slots)*perToken; compiled && extra > 0 &&
+		b.savesEnough(fmt.Sprint(key, fit), extra) {
+		best, compiled = fit, false
 	}
 	if !compiled {
 		if b.known == nil {

@@ -163,8 +163,8 @@ func SpreadEverywhere(be compute.Backend, d Distribution, x []float32, dims [3]i
 }
 
 // PackedRows is how many rows of a frame pack fills, and whether they share the base's keys.
-func PackedRows(from From, total, n, slots int) (rows int, shared bool) {
-	p := pack(&from, total, n, slots)
+func PackedRows(from From, lengths []int, n, slots int) (rows int, shared bool) {
+	p := pack(&from, lengths, n, slots)
 	return len(p.baseRows), p.shared
 }
 

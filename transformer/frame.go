@@ -11,8 +11,8 @@ type frame struct {
 	packed []packedRow
 }
 
-// packedRow is the place of a row in a packed frame: positions from first to the last stand in the slots from slot on.
-type packedRow struct{ row, slot, first int }
+// packedRow is the place of a row in a packed frame: positions from first up to end stand in the slots from slot on.
+type packedRow struct{ row, slot, first, end int }
 
 // begin is the first position of a row that is computed.
 func (f *frame) begin(row int) int {
@@ -30,10 +30,18 @@ func (f *frame) end() int {
 	return f.total
 }
 
+// endOf is one more than the last position of a row that has a slot, padding included.
+func (f *frame) endOf(row int) int {
+	if f.packed == nil {
+		return f.first + f.slots
+	}
+	return f.packed[row].end
+}
+
 // index is where a position of a row stands among rows × slots, −1 if it is not computed.
 func (f *frame) index(row, position int) int {
 	first := f.begin(row)
-	if position < first || position >= f.end() {
+	if position < first || position >= f.endOf(row) {
 		return -1
 	}
 	if f.packed == nil {
@@ -49,7 +57,7 @@ func (f *frame) rowAt(slot int) (row, position int) {
 		return slot / f.slots, f.first + slot%f.slots
 	}
 	for row, at := range f.packed {
-		if p := slot - at.row*f.slots - at.slot + at.first; p >= at.first && p < f.total && f.index(row, p) == slot {
+		if p := slot - at.row*f.slots - at.slot + at.first; f.index(row, p) == slot {
 			return row, p
 		}
 	}
@@ -92,7 +100,7 @@ func (f *frame) slotInputs() (position, begin, segment []int32) {
 	n := f.rows * f.slots
 	position, begin, segment = make([]int32, n), make([]int32, n), make([]int32, n)
 	for row, at := range f.packed {
-		for p := at.first; p < f.total; p++ {
+		for p := at.first; p < at.end; p++ {
 			i := f.index(row, p)
 			position[i], begin[i], segment[i] = int32(p), int32(at.first), int32(row+1)
 		}

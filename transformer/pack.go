@@ -14,21 +14,22 @@ type packing struct {
 	shared   bool  // row r of the frame continues base row r mod n
 }
 
-// pack puts rows into rows of slots slots: each base row's longest first, wherever there is still room. n is the number
-// of rows of the base's frame.
-func pack(from *From, total, n, slots int) packing {
+// pack puts rows into rows of slots slots: each base row's longest first, wherever there is still room. lengths are
+// those of the base's rows, n is the number of rows of its frame.
+func pack(from *From, lengths []int, n, slots int) packing {
 	order := orAll(nil, len(from.Rows))
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(from.Positions[a], from.Positions[b]) })
+	sizeOf := func(row int) int { return lengths[from.Rows[row]] - from.Positions[row] }
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(sizeOf(b), sizeOf(a)) })
 	used := make([][]int, n) // by base row: slots taken in each of its rows of the frame
 	p := packing{at: make([]packedRow, len(order))}
 	for _, row := range order {
-		base, size := from.Rows[row], total-from.Positions[row]
+		base, size := from.Rows[row], sizeOf(row)
 		i := slices.IndexFunc(used[base], func(taken int) bool { return taken+size <= slots })
 		if i < 0 {
 			i = len(used[base])
 			used[base] = append(used[base], 0)
 		}
-		p.at[row] = packedRow{row: i, slot: used[base][i], first: from.Positions[row]}
+		p.at[row] = packedRow{row: i, slot: used[base][i], first: from.Positions[row], end: lengths[base]}
 		used[base][i] += size
 	}
 	p.place(from, used)
@@ -68,19 +69,22 @@ func (p *packing) place(from *From, used [][]int) {
 
 // packedFrame chooses the shape of a resume whose rows begin at positions of their own.
 func (m *Model) packedFrame(base *Run, from *From) (frame, packing) {
-	total, n := base.f.total, base.f.rows
-	first := slices.Min(from.Positions)
-	f := frame{first: first, base: base.f.slots, total: total, realRows: len(from.Rows)}
+	lengths, n := base.f.lengths, base.f.rows
+	f := frame{first: slices.Min(from.Positions), base: base.f.slots, total: base.f.total, realRows: len(from.Rows)}
+	longest := 0
+	for i, p := range from.Positions {
+		longest = max(longest, lengths[from.Rows[i]]-p)
+	}
 	rowsFor := func(slots int) int {
-		p := pack(from, total, n, slots)
+		p := pack(from, lengths, n, slots)
 		if p.shared {
 			return len(p.baseRows)
 		}
 		return roundUp(len(p.baseRows))
 	}
-	key := fmt.Sprintf("resume packed %d %t", n, pack(from, total, n, total-first).shared)
-	size := m.programs.buckets.choosePacked(key, total-first, f.base, rowsFor, m.resumeCost(from))
-	p := pack(from, total, n, size.slots)
+	key := fmt.Sprintf("resume packed %d %t", n, pack(from, lengths, n, longest).shared)
+	size := m.programs.buckets.choosePacked(key, longest, f.base, rowsFor, m.resumeCost(from))
+	p := pack(from, lengths, n, size.slots)
 	if p.shared && size.rows%n != 0 {
 		size.rows += n - size.rows%n
 	}

@@ -146,14 +146,18 @@ func TestPackedRowsShareFrames(t *testing.T) {
 		}
 	}
 	for slots, rows := range map[int]int{10: 6, 11: 5, 20: 3, 28: 2} {
-		got, shared := transformer.PackedRows(from, total, n, slots)
+		got, shared := transformer.PackedRows(from, []int{total, total, total}, n, slots)
 		if got != rows*n || !shared {
 			t.Errorf("%d slots: %d rows, shared %v, want %d", slots, got, shared, rows*n)
 		}
 	}
 	alone := transformer.From{Rows: []int{1, 1, 1}, Positions: []int{8, 0, 2}}
-	if got, shared := transformer.PackedRows(alone, total, n, 10); got != 2 || shared {
+	if got, shared := transformer.PackedRows(alone, []int{total, total, total}, n, 10); got != 2 || shared {
 		t.Errorf("one base row of three: %d rows, shared %v", got, shared)
+	}
+	short := transformer.From{Rows: []int{0, 1, 2}, Positions: []int{8, 2, 4}}
+	if got, shared := transformer.PackedRows(short, []int{10, 4, 6}, n, 2); got != n || !shared {
+		t.Errorf("base rows of different lengths, resumed two positions before their ends: %d rows, shared %v", got, shared)
 	}
 }
 

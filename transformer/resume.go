@@ -163,7 +163,7 @@ func (m *Model) suffix(base *Run, from From, f frame) (*tensors.Tensor, error) {
 	}
 	index := make([]int32, f.rows*f.slots)
 	for i, row := range from.Rows {
-		for p := f.begin(i); p < f.end(); p++ {
+		for p := f.begin(i); p < f.endOf(i); p++ {
 			index[f.index(i, p)] = int32(row*base.f.slots + min(p, base.f.slots-1))
 		}
 	}

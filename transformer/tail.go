@@ -31,9 +31,8 @@ type tail struct {
 const compileWork = 4e10
 
 // savesEnough counts what a special program of a shape would have saved and says when that makes up for compiling it.
+// The caller holds the lock.
 func (b *buckets) savesEnough(key string, work float64) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.saved == nil {
 		b.saved = map[string]float64{}
 	}
@@ -66,7 +65,11 @@ func (m *Model) planTail(r *Run, first int) error {
 	// Keys, values and queries, which all slots need, are about a quarter of a block.
 	saved := 0.75 * float64(r.f.rows*(r.f.slots-most)) * c.tokenCost() / float64(c.Layers)
 	key := fmt.Sprint("tail ", r.f.rows, r.f.slots, r.f.base, most, r.f.packed != nil)
-	if !m.programs.buckets.savesEnough(key, saved) {
+	b := &m.programs.buckets
+	b.mu.Lock()
+	worth := b.savesEnough(key, saved)
+	b.mu.Unlock()
+	if !worth {
 		return nil
 	}
 	t := &tail{index: map[int32]int32{}}
