@@ -18,6 +18,7 @@ const (
 	demoTarget   = "Rome"
 	demoLayer    = 1
 	demoTokens   = 2000 // of the text that key statistics are taken from
+	demoClamp    = 1    // a longer change is not needed to rewrite the fact
 	demoSamples  = 4
 	demoTau      = 0.05
 	demoKeys     = "keys.safetensors"
@@ -103,7 +104,7 @@ func (a *app) rewrite(ctx context.Context, m *transformer.Model, out *demoFact) 
 		return err
 	}
 	out.Keys = &statsResult{demoKeys, keys.StatisticsInfo}
-	opts := editing.ROMEOptions{Statistics: keys}
+	opts := editing.ROMEOptions{Statistics: keys, Value: editing.ValueOptions{Clamp: demoClamp}}
 	if opts.Contexts, err = editing.SampleContexts(ctx, m, 0, opts.Name().ContextLengths()...); err != nil {
 		return err
 	}
@@ -138,8 +139,8 @@ func (d *demoFact) write(p *page) {
 	command("stats collect --layer %d --text %s --tokens %d --out %s", demoLayer, demoText, demoTokens, demoKeys)
 	writeStats(p, d.Keys)
 	p.printf("\n")
-	command("edit rome --prompt %q --subject %q --target %s --stats %s --out %s", demoTemplate, demoSubject, demoTarget,
-		demoKeys, demoEdits)
+	command("edit rome --prompt %q --subject %q --target %s --stats %s --clamp %d --out %s", demoTemplate, demoSubject,
+		demoTarget, demoKeys, demoClamp, demoEdits)
 	writeEdits(p, d.Edit)
 	p.printf("\n")
 	var prompts strings.Builder
