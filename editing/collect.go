@@ -103,7 +103,7 @@ type collector struct {
 	size      int
 	total     int64 // tokens to see
 	count     int64 // tokens seen
-	sequences int   // of the text that were run
+	sequences int   // that were run, in the order of run
 	sum       []float64
 }
 
@@ -115,22 +115,35 @@ func (c *collector) skip() int {
 	return 0
 }
 
-// run goes through the text in its own order, so that a limit takes its beginning.
+// limit finds where a limit of tokens ends the text: how many sequences it takes, and how many tokens of the last one.
+func (c *collector) limit() (sequences, last int) {
+	for left := c.total; left > 0; sequences++ {
+		last = int(min(left, int64(c.opts.Text.Size(sequences)-c.skip())))
+		left -= int64(last)
+	}
+	return sequences, last
+}
+
+// run goes through the beginning of the text that the limit takes, sequences of about one length together.
 func (c *collector) run(ctx context.Context) error {
 	text, kept := c.opts.Text, c.count
-	for c.sequences < text.Len() && c.count < c.total {
+	taken, last := c.limit()
+	order := text.Order(func(i int) bool { return i < taken })
+	for batch := range text.Batches(order[c.sequences:], collectTokens) {
 		if err := context.Cause(ctx); err != nil {
 			return errors.Join(fmt.Errorf("stopped after %d of %d tokens: %w", c.count, c.total, err), c.keep())
 		}
-		var rows [][]int
-		for n := 0; c.sequences+len(rows) < text.Len() && n < collectTokens; {
-			rows = append(rows, text.Row(c.sequences+len(rows)))
-			n += len(rows[len(rows)-1])
+		rows, ends := make([][]int, len(batch)), make([]int, len(batch)) // where the tokens that count end
+		for i, sequence := range batch {
+			rows[i] = text.Row(sequence)
+			if ends[i] = len(rows[i]); sequence == taken-1 {
+				ends[i] = c.skip() + last
+			}
 		}
-		if err := c.batch(ctx, rows); err != nil {
+		if err := c.batch(ctx, rows, ends); err != nil {
 			return errors.Join(err, c.keep())
 		}
-		if c.sequences += len(rows); c.count-kept >= collectKeep {
+		if c.sequences += len(batch); c.count-kept >= collectKeep {
 			if err := c.keep(); err != nil {
 				return err
 			}
@@ -143,14 +156,8 @@ func (c *collector) run(ctx context.Context) error {
 	return nil
 }
 
-// batch adds the keys of some rows.
-func (c *collector) batch(ctx context.Context, rows [][]int) error {
-	ends, left := make([]int, len(rows)), c.total-c.count // where the tokens that count end
-	for i, row := range rows {
-		take := min(int64(len(row)-c.skip()), left)
-		ends[i] = c.skip() + int(take)
-		left -= take
-	}
+// batch adds the keys of some rows, each up to its end.
+func (c *collector) batch(ctx context.Context, rows [][]int, ends []int) error {
 	visit := &transformer.Visit{
 		Sites:  []transformer.Site{transformer.Coef},
 		Counts: func(row, position int) bool { return position >= c.skip() && position < ends[row] },
@@ -258,8 +265,9 @@ func (c *collector) load() error {
 	x, err := f.Tensor(sumTensor)
 	count, err1 := strconv.ParseInt(f.Metadata["count"], 10, 64)
 	sequences, err2 := strconv.Atoi(f.Metadata["sequences"])
+	taken, _ := c.limit()
 	if errors.Join(err, err1, err2) != nil || x.DType != safetensors.F64 || len(x.Data) != 8*len(c.sum) ||
-		sequences < 1 || sequences > c.opts.Text.Len() || count < 1 || count > c.total {
+		sequences < 1 || sequences > taken || count < 1 || count > c.total {
 		return fmt.Errorf("%w: %s is damaged", ErrPart, c.opts.Part)
 	}
 	c.count, c.sequences = count, sequences
