@@ -54,23 +54,11 @@ func (a *app) runComposition(cmd *cobra.Command, f *compositionFlags) error {
 		f.opts.Skip = -1
 	}
 	f.opts.Norm = probes.Norm(f.norm)
-	var err error
-	if f.opts.Interventions, err = f.changes.parse(); err != nil {
-		return err
-	}
-	if err := f.plots.check(cmd); err != nil {
-		return err
-	}
-	m, err := a.open(cmd.Context(), f.rows.estimate())
+	m, rows, err := a.openRows(cmd, &f.rows, &f.changes, &f.plots, &f.opts.Interventions)
 	if err != nil {
 		return err
 	}
-	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
-		return err
-	}
-	if f.opts.Rows, err = f.rows.load(cmd.Context(), m); err != nil {
-		return err
-	}
+	f.opts.Rows = rows
 	line := a.progress()
 	f.opts.Progress = func(rows, of int) { line.Printf("%d of %d sequences", rows, of) }
 	got, err := probes.Composition(cmd.Context(), m, f.opts)

@@ -41,23 +41,11 @@ func (a *app) runEarlyExit(cmd *cobra.Command, f *earlyExitFlags) error {
 	if err := atLeast("dominant", f.opts.Dominant, 1); err != nil {
 		return err
 	}
-	var err error
-	if f.opts.Interventions, err = f.changes.parse(); err != nil {
-		return err
-	}
-	if err := f.plots.check(cmd); err != nil {
-		return err
-	}
-	m, err := a.open(cmd.Context(), f.rows.estimate())
+	m, rows, err := a.openRows(cmd, &f.rows, &f.changes, &f.plots, &f.opts.Interventions)
 	if err != nil {
 		return err
 	}
-	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
-		return err
-	}
-	if f.opts.Rows, err = f.rows.load(cmd.Context(), m); err != nil {
-		return err
-	}
+	f.opts.Rows = rows
 	for i := range int64(5) {
 		f.opts.Seeds = append(f.opts.Seeds, f.seed+i)
 	}

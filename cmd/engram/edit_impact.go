@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/editing"
-	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/display"
 	"github.com/engram-go/engram/internal/plot"
 )
@@ -59,10 +58,8 @@ func (a *app) runImpact(cmd *cobra.Command, f *impactFlags) error {
 	if err := m.SetDeltas(nil); err != nil { // loads are those of the model as it was
 		return err
 	}
-	opts := corpusOptions(m, f.rows.limit)
-	opts.Length, opts.Truncate = min(f.rows.length, m.Config.Context), false
-	if f.opts.Text, err = corpus.Load(cmd.Context(), f.rows.texts, opts, nil); err != nil {
-		return inputOr(err)
+	if f.opts.Text, err = f.rows.corpus(cmd.Context(), m); err != nil {
+		return err
 	}
 	line := a.progress()
 	f.opts.Progress = func(done, total int) { line.Printf("%d of %d", done, total) }

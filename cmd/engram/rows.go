@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/corpus"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -39,13 +40,22 @@ func (f *rowsFlags) check() error {
 	return nil
 }
 
-// load reads the sequences.
-func (f *rowsFlags) load(ctx context.Context, m *transformer.Model) ([][]int, error) {
+// corpus reads the text.
+func (f *rowsFlags) corpus(ctx context.Context, m *transformer.Model) (*corpus.Corpus, error) {
 	opts := corpusOptions(m, f.limit)
 	opts.Length, opts.Truncate = min(f.length, m.Config.Context), false
 	c, err := corpus.Load(ctx, f.texts, opts, nil)
 	if err != nil {
 		return nil, inputOr(err)
+	}
+	return c, nil
+}
+
+// load reads the sequences.
+func (f *rowsFlags) load(ctx context.Context, m *transformer.Model) ([][]int, error) {
+	c, err := f.corpus(ctx, m)
+	if err != nil {
+		return nil, err
 	}
 	var rows [][]int
 	for i := range c.Len() {
@@ -56,6 +66,26 @@ func (f *rowsFlags) load(ctx context.Context, m *transformer.Model) ([][]int, er
 
 // estimate is about how many tokens the text has.
 func (f *rowsFlags) estimate() int { return f.limit * f.length }
+
+// openRows reads the interventions, opens the model and reads the text, for an analysis that is drawn.
+func (a *app) openRows(
+	cmd *cobra.Command, f *rowsFlags, changes *changeFlags, plots *plotFlags, iv *probes.Interventions,
+) (m *transformer.Model, rows [][]int, err error) {
+	if *iv, err = changes.parse(); err != nil {
+		return nil, nil, err
+	}
+	if err := plots.check(cmd); err != nil {
+		return nil, nil, err
+	}
+	if m, err = a.open(cmd.Context(), f.estimate()); err != nil {
+		return nil, nil, err
+	}
+	if err := a.ready(cmd.Context(), changes, iv); err != nil {
+		return nil, nil, err
+	}
+	rows, err = f.load(cmd.Context(), m)
+	return m, rows, err
+}
 
 // atLeast refuses numbers that are too small.
 func atLeast(flag string, n, least int) error {
