@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 
@@ -92,12 +91,10 @@ func Patterns(ctx context.Context, m *transformer.Model, opts PatternsOptions) (
 	if err := x.checkPlain(m); err != nil {
 		return nil, err
 	}
-	if opts.Tail == "" {
-		opts.Tail = Positive
-	}
 	if opts.Neurons == nil {
 		opts.Neurons = drawMemories(m.Config, cmp.Or(opts.Count, patternsCount), opts.Seed)
 	}
+	opts.Tail = cmp.Or(opts.Tail, Positive)
 	p := &patterns{m: m, opts: &opts, contexts: newContexts(m, x)}
 	out := &PatternsResult{Tail: opts.Tail, Seed: opts.Seed, Corpus: x.Corpus}
 	for _, n := range opts.Neurons {
@@ -138,15 +135,9 @@ type patterns struct {
 
 // add notes the examples of a memory.
 func (p *patterns) add(n transformer.Neuron) error {
-	if err := checkNeuron(p.m.Config, n); err != nil {
-		return err
-	}
-	list, err := p.opts.Index.Triggers(n, p.opts.Tail)
+	list, err := p.opts.Index.strongest(p.m.Config, n, p.opts.Tail, p.opts.Top)
 	if err != nil {
-		return fmt.Errorf("triggers of %s: %w", n, err)
-	}
-	if p.opts.Top > 0 {
-		list = list[:min(p.opts.Top, len(list))]
+		return err
 	}
 	if len(list) < groupSize {
 		if p.few == nil {

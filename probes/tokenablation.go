@@ -76,24 +76,16 @@ func TokenAblation(
 	if err := x.checkPlain(m); err != nil {
 		return nil, err
 	}
-	if opts.Tail == "" {
-		opts.Tail = Positive
-	}
 	if opts.Neurons == nil {
 		opts.Neurons = drawMemories(m.Config, cmp.Or(opts.Count, patternsCount), opts.Seed)
 	}
+	opts.Tail = cmp.Or(opts.Tail, Positive)
 	t := &tokenAblation{m: m, opts: &opts, special: specialTokens(m), rows: map[deletion]int{}}
 	out := &TokenAblationResult{Tail: opts.Tail, Seed: opts.Seed, Corpus: x.Corpus}
 	for _, n := range opts.Neurons {
-		if err := checkNeuron(m.Config, n); err != nil {
-			return nil, err
-		}
-		list, err := x.Triggers(n, opts.Tail)
+		list, err := x.strongest(m.Config, n, opts.Tail, opts.Top)
 		if err != nil {
-			return nil, fmt.Errorf("triggers of %s: %w", n, err)
-		}
-		if opts.Top > 0 {
-			list = list[:min(opts.Top, len(list))]
+			return nil, err
 		}
 		out.Memories = append(out.Memories, t.plan(n, list))
 	}

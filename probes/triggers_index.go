@@ -183,6 +183,21 @@ func (x *TriggerIndex) Triggers(n transformer.Neuron, tail Tail) ([]Trigger, err
 	return x.read(list, at)
 }
 
+// strongest are the first examples of a memory of the model, all of them if top is 0.
+func (x *TriggerIndex) strongest(c *transformer.Config, n transformer.Neuron, tail Tail, top int) ([]Trigger, error) {
+	if err := checkNeuron(c, n); err != nil {
+		return nil, err
+	}
+	list, err := x.Triggers(n, tail)
+	if err != nil {
+		return nil, fmt.Errorf("triggers of %s: %w", n, err)
+	}
+	if top > 0 {
+		list = list[:min(top, len(list))]
+	}
+	return list, nil
+}
+
 // Samples are the positions that were drawn at random for a memory, by sequence and position.
 func (x *TriggerIndex) Samples(n transformer.Neuron) ([]Trigger, error) {
 	at, err := x.check(n)
