@@ -34,7 +34,7 @@ NATIVE = set -e; lib="$$($(GO) run ./internal/native/install tokenizers)"; tags=
 RACE := -race -gcflags=github.com/gomlx/compute/...=-d=checkptr=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-demo proof-editing cover clean
+.PHONY: help setup peers screens build install demo train-demo test test-all test-race test-nocgo cross lint fmt notices bench benchcmp fuzz proof-demo proof-editing cover clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ setup: ## install the native parts into the cache folder; done by the others whe
 peers: ## install PyTorch, transformers and peft (6 GB) for the tests that compare with them, into the cache folder
 	@test -f "$(PEERS_IN)/ready" || { python3 -m venv "$(PEERS_IN)" && \
 		"$(PEERS_IN)/bin/pip" install -q $(PEERS) && touch "$(PEERS_IN)/ready"; }
+
+screens: ## install tmux and Chromium (Debian, as root), in which tests look at the browser and at pages
+	@{ command -v tmux && command -v chromium; } > /dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends tmux chromium; } > /dev/null
 
 build: setup ## build/engram
 	@mkdir -p build
