@@ -13,7 +13,6 @@ import (
 type valueEnds struct {
 	top, bottom []int     // tokens
 	most, least []float64 // their entries
-	confidence  []float64 // largest entry of the projection's softmax over the vocabulary
 }
 
 // findEnds projects a layer's values, with a norm behind the FFN up to the factor that depends on the position.
