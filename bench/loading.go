@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -65,18 +64,6 @@ func watch(pid int) (peak func() int64) {
 		}
 	}()
 	return func() int64 { <-done; return most }
-}
-
-// resident is the largest resident size of a process so far, in MiB.
-func resident(pid int) (mib int64, ok bool) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, line, found := strings.Cut(string(status), "VmHWM:")
-	if err != nil || !found {
-		return 0, false
-	}
-	var kib int64
-	_, err = fmt.Sscan(line, &kib)
-	return kib >> 10, err == nil
 }
 
 func bound(format string, v float64) string {

@@ -1,15 +1,15 @@
 """Times eager PyTorch on a checkpoint, one job a line on standard input, seconds on standard output.
 
 usage: peer.py CHECKPOINT THREADS
-jobs: routes T · routes-memory T (MiB in place of seconds) · forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate) · knowledge T STEPS
+jobs: routes T · forward B T · gradient B T · generate N "prompt ids" (greedy, transformers' generate) · knowledge T STEPS
 forward computes logits of the last position only, as engram does; gradient adds the backward pass for activations
 (weights need no gradient) from logit 7 − logit 11 at the last position of every row. knowledge is captum's way to integrated gradients of log P(7) by the coefficients of the
 last position: for each layer a whole forward pass with a row for each step, and a backward pass to that layer.
-states B T runs the blocks alone. triggers B T N K is a loop over N such batches that keeps the coefficients of a batch by
-forward hooks, takes the best position of every row, and merges the rows with the K best so far by torch.topk. resident
-prints MiB instead of seconds, the largest resident size so far.
+triggers B T N K is a loop over N such batches that keeps the coefficients of a batch by
+forward hooks, takes the best position of every row, and merges the rows with the K best so far by torch.topk. peak JOB
+prints MiB instead of seconds, the largest resident size during the job.
 """
-import json, os, resource, sys, time
+import os, sys, time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -66,11 +66,6 @@ def knowledge(t, steps):
     return torch.stack(out)
 
 
-def states(b, t):
-    with torch.no_grad():
-        return model.transformer(input_ids=ids(b, t), use_cache=False).last_hidden_state
-
-
 def triggers(b, t, n, k):
     blocks, kept = model.transformer.h, {}
     hooks = [h.mlp.c_proj.register_forward_pre_hook(lambda _, a, l=l: kept.__setitem__(l, a[0])) for l, h in enumerate(blocks)]
@@ -90,10 +85,6 @@ def triggers(b, t, n, k):
     for h in hooks:
         h.remove()
     return best, where
-
-
-def resident():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def parts(b, t):
@@ -147,25 +138,21 @@ def routes(t, tau=0.04):
     return edges
 
 
-def status(name):
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith(name)) / 1024
-
-
-def routes_memory(t):
-    """MiB by which the process grows at most, in its second call."""
-    routes(t)
+def peak(name, *args):
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")
-    before = status("VmHWM")
-    routes(t)
-    return status("VmHWM") - before
+    run(name, *args)
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
 
 
-jobs = {"states": states, "triggers": triggers, "resident": resident, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge, "routes": routes, "routes-memory": routes_memory}
+def run(name, *args):
+    return peak(*args) if name == "peak" else jobs[name](*map(int, args))
+
+
+jobs = {"triggers": triggers, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge, "routes": routes}
 print("ready", torch.__version__, transformers.__version__, flush=True)
 for line in sys.stdin:
-    name, *args = line.split()
     start = time.perf_counter()
-    got = jobs[name](*map(int, args))
+    got = run(*line.split())
     print(got if isinstance(got, float) else time.perf_counter() - start, flush=True)

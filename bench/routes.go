@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/gomlx/compute"
@@ -32,15 +31,7 @@ func routesFigures(be compute.Backend, dir string, threads, rounds int) error {
 	if err := compare(m, p, job, rounds); err != nil {
 		return err
 	}
-	theirs, err := p.time("routes-memory 64")
-	if err != nil {
-		return err
-	}
-	run, err := routesOf(64)(m)
-	if err != nil {
-		return err
-	}
-	ours, err := extraMemory(run)
+	ours, theirs, err := beyondForward(m, p, "routes 64", 1, 64, routesOf(64))
 	if err != nil {
 		return err
 	}
@@ -115,20 +106,4 @@ func verifyFigure(m *transformer.Model) error {
 	fmt.Printf("%-48s first call %.2f s, then %.2f and %.2f s (bound 3 s), %d edges and 20 random graphs\n",
 		"verify of a graph of 64 tokens", took[0], took[1], took[2], len(graph.Edges))
 	return nil
-}
-
-// extraMemory is by how many MiB the process grows at most during a call, its second one.
-func extraMemory(f func() error) (float64, error) {
-	if err := f(); err != nil {
-		return 0, err
-	}
-	if err := os.WriteFile(filepath.Join("/proc", "self", "clear_refs"), []byte("5"), 0o200); err != nil { // peak = now
-		return 0, err
-	}
-	before, _ := resident(os.Getpid())
-	if err := f(); err != nil {
-		return 0, err
-	}
-	after, _ := resident(os.Getpid())
-	return float64(after - before), nil
 }

@@ -46,7 +46,7 @@ func triggersBench(be compute.Backend, dir string, threads, rounds int) error {
 
 func compareTriggers(m *transformer.Model, p *peer, rounds int) error {
 	line := fmt.Sprintf("triggers %d %d %d %d", triggerRows, triggerTokens, triggerBatches, triggerTop)
-	mine, others, err := triggersMemory(m, p, line)
+	mine, others, err := beyondForward(m, p, line, triggerRows, triggerTokens, findTriggers)
 	if err != nil {
 		return err
 	}
@@ -56,9 +56,9 @@ func compareTriggers(m *transformer.Model, p *peer, rounds int) error {
 			to   *[]float64
 			time func() (float64, error)
 		}{
-			{&ours, func() (float64, error) { return triggersTime(m, triggerTop) }},
+			{&ours, func() (float64, error) { return triggersTime(m, triggerBatches, triggerTop) }},
 			{&theirs, func() (float64, error) { return p.time(line) }},
-			{&more, func() (float64, error) { return triggersTime(m, 4*triggerTop) }},
+			{&more, func() (float64, error) { return triggersTime(m, triggerBatches, 4*triggerTop) }},
 		} {
 			time.Sleep(pause)
 			t, err := side.time()
@@ -72,45 +72,14 @@ func compareTriggers(m *transformer.Model, p *peer, rounds int) error {
 	a, b := median(ours), median(theirs)
 	fmt.Printf("triggers of %d memories: engram %.0f tokens/s  peer %.0f  ratio %.2f (bound 1.00)\n",
 		memories, tokens/a, tokens/b, b/a)
-	fmt.Printf("memory beside a plain forward: engram %.0f MiB  peer %.0f MiB  ratio %.2f (bound 0.10); kept %.1f MiB\n",
+	fmt.Printf("memory beyond a forward pass: engram %.0f MiB  peer %.0f MiB  ratio %.2f (bound 0.10); kept %.1f MiB\n",
 		mine, others, mine/others, 12*float64(triggerTop*memories)/(1<<20))
 	fmt.Printf("%d examples of each memory instead of %d: %.2f times as long\n", 4*triggerTop, triggerTop, median(more)/a)
 	return nil
 }
 
-// triggersMemory is how many MiB the largest resident size of either side grows by when it looks for triggers, after
-// plain forwards of the same batches.
-func triggersMemory(m *transformer.Model, p *peer, line string) (ours, theirs float64, err error) {
-	plain, err := forward(triggerRows, triggerTokens)(m)
-	if err != nil {
-		return 0, 0, err
-	}
-	for range 3 {
-		if err := plain(); err != nil {
-			return 0, 0, err
-		}
-		if _, err := p.time(fmt.Sprintf("states %d %d", triggerRows, triggerTokens)); err != nil {
-			return 0, 0, err
-		}
-	}
-	before, _ := resident(os.Getpid())
-	theirsBefore, err := p.time("resident")
-	if err != nil {
-		return 0, 0, err
-	}
-	if _, err := triggersTime(m, triggerTop); err != nil {
-		return 0, 0, err
-	}
-	if _, err := p.time(line); err != nil {
-		return 0, 0, err
-	}
-	after, _ := resident(os.Getpid())
-	theirs, err = p.time("resident")
-	return float64(after - before), theirs - theirsBefore, err
-}
-
-// triggersTime is how long a job takes for its batches.
-func triggersTime(m *transformer.Model, top int) (float64, error) {
+// triggersTime is how long a job takes for its batches behind the first ones.
+func triggersTime(m *transformer.Model, batches, top int) (float64, error) {
 	dir, err := os.MkdirTemp("", "engram-bench")
 	if err != nil {
 		return 0, err
@@ -118,7 +87,7 @@ func triggersTime(m *transformer.Model, top int) (float64, error) {
 	defer os.RemoveAll(dir)
 	var first, last time.Time
 	_, err = probes.Triggers(context.Background(), m, probes.TriggersOptions{
-		Texts: probes.Texts{IDs: rows(m, triggerRows*(triggerFirst+triggerBatches), triggerTokens), Length: triggerTokens},
+		Texts: probes.Texts{IDs: rows(m, triggerRows*(triggerFirst+batches), triggerTokens), Length: triggerTokens},
 		Out:   filepath.Join(dir, "index"), Top: top, Batch: triggerRows * triggerTokens, SaveEvery: -1, Sample: -1,
 		Progress: func(done, total int) {
 			last = time.Now()
@@ -128,4 +97,12 @@ func triggersTime(m *transformer.Model, top int) (float64, error) {
 		},
 	})
 	return last.Sub(first).Seconds(), err
+}
+
+// findTriggers is a job short enough to be repeated for its memory, which is the same in every batch.
+func findTriggers(m *transformer.Model) (func() error, error) {
+	return func() error {
+		_, err := triggersTime(m, 1, triggerTop)
+		return err
+	}, nil
 }

@@ -64,7 +64,7 @@ type kept struct {
 	k                  int
 	value              []float32 // [memories, k]
 	sequence, position []int32
-	floor              []float32 // [memories] what a value must reach to be kept, in the tail's order
+	floor              []float32 // [memories] what a value must reach to be looked at, in the tail's order
 }
 
 func newKept(tail Tail, k, memories int) *kept {
@@ -123,7 +123,7 @@ func (l *kept) offer(memory int, e triggered, dup *duplicates) {
 	}
 	l.put(at, e)
 	if n+1 == to {
-		l.floor[memory] = l.tail.order(l.value[to-1])
+		l.setFloor(memory, l.value[to-1])
 	}
 }
 
@@ -155,20 +155,10 @@ func (l *kept) remove(i, n int) {
 
 func missing() triggered { return triggered{-1, -1, -1} }
 
-// clear forgets the examples of n memories.
-func (l *kept) clear(first, n int) {
-	for i := first * l.k; i < (first+n)*l.k; i++ {
-		l.put(i, missing())
-	}
-	for i := first; i < first+n; i++ {
-		l.floor[i] = float32(math.Inf(-1))
-	}
-}
-
-// merge offers all examples of n memories of another list, whose sequences are counted from shift.
-func (l *kept) merge(o *kept, first, n int, shift int32, dup *duplicates) {
-	inParallel(n, func(from, to int) {
-		for memory := first + from; memory < first+to; memory++ {
+// merge offers all examples of another list, whose sequences are counted from shift.
+func (l *kept) merge(o *kept, shift int32, dup *duplicates) {
+	inParallel(len(l.floor), func(from, to int) {
+		for memory := from; memory < to; memory++ {
 			for i := memory * o.k; i < (memory+1)*o.k && o.sequence[i] >= 0; i++ {
 				e := o.at(i)
 				e.sequence += shift
@@ -178,11 +168,16 @@ func (l *kept) merge(o *kept, first, n int, shift int32, dup *duplicates) {
 	})
 }
 
+// setFloor follows a memory's last example. What is less by no more than the last bits may take the place of its twin.
+func (l *kept) setFloor(memory int, last float32) {
+	l.floor[memory] = l.tail.order(last) - 1e-5*float32(math.Abs(float64(last))) - 1e-6
+}
+
 // setFloors follows a list that was read from a file.
 func (l *kept) setFloors() {
 	for memory := range l.floor {
 		if last := (memory+1)*l.k - 1; l.sequence[last] >= 0 {
-			l.floor[memory] = l.tail.order(l.value[last])
+			l.setFloor(memory, l.value[last])
 		}
 	}
 }

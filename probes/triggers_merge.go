@@ -129,7 +129,7 @@ func (x *indexed) joinShard(o *indexed) {
 	s, t := x.state, o.state
 	dup := &duplicates{x.corpus, s.info.Window}
 	for i, list := range s.kept {
-		list.merge(t.kept[i], 0, len(list.floor), 0, dup)
+		list.merge(t.kept[i], 0, dup)
 	}
 	s.spreads.join(t.spreads)
 	for i, sequence := range t.sample.sequence {
@@ -163,7 +163,7 @@ func (x *indexed) append(o *indexed) error {
 	}
 	dup := &duplicates{c, s.info.Window}
 	for i, list := range s.kept {
-		list.merge(t.kept[i], 0, len(list.floor), int32(shift), dup)
+		list.merge(t.kept[i], int32(shift), dup)
 	}
 	s.sample.join(t.sample, s.spreads.count, t.spreads.count, int32(shift), s.info.Seed)
 	s.spreads.join(t.spreads)

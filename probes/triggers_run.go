@@ -31,8 +31,7 @@ type triggersJob struct {
 	saved    time.Time
 
 	batch   []int    // the sequences being run
-	pending []func() // what the batch adds to the state once it is through
-	scratch []*kept  // of the batch, where every position competes
+	pending []func() // what the batch adds to the distributions once it is through
 }
 
 func (b *triggersJob) part() string { return b.opts.Out + PartSuffix }
@@ -138,7 +137,8 @@ func (b *triggersJob) save() error {
 	return b.state.save(context.WithoutCancel(b.ctx), b.part(), nil, true, b.opts.Meta)
 }
 
-// step runs one batch and adds it to the state as a whole.
+// step runs one batch. Examples are offered layer by layer: where a batch fails and is run again, they are offered
+// twice, which changes nothing. Distributions take it in as a whole.
 func (b *triggersJob) step(batch []int) error {
 	b.batch, b.pending = batch, nil
 	rows := make([][]int, len(batch))
@@ -170,12 +170,12 @@ func (b *triggersJob) visit(v *transformer.Visited) error {
 		return nil
 	}
 	first := v.Layer * b.state.info.Memories
-	for i, list := range b.state.kept {
+	for _, list := range b.state.kept {
 		look := b.best
 		if b.opts.EveryPosition {
 			look = b.every
 		}
-		if err := look(v, i, list, first); err != nil {
+		if err := look(v, list, first); err != nil {
 			return err
 		}
 	}
@@ -186,38 +186,29 @@ func (b *triggersJob) visit(v *transformer.Visited) error {
 }
 
 // best offers each sequence's best position.
-func (b *triggersJob) best(v *transformer.Visited, _ int, list *kept, first int) error {
+func (b *triggersJob) best(v *transformer.Visited, list *kept, first int) error {
 	got, err := v.Reduce(transformer.Coef, list.tail.reduce())
 	if err != nil {
 		return err
 	}
-	batch, n := b.batch, v.Features(transformer.Coef)
-	b.pending = append(b.pending, func() {
-		inParallel(n, func(from, to int) {
-			for row, sequence := range batch {
-				for i := from; i < to; i++ {
-					if at := got.Indices[row*n+i]; at >= 0 {
-						list.offer(first+i, triggered{got.Values.Data[row*n+i], int32(sequence), int32(at)}, b.dup)
-					}
+	n := v.Features(transformer.Coef)
+	inParallel(n, func(from, to int) {
+		for row, sequence := range b.batch {
+			for i := from; i < to; i++ {
+				if at := got.Indices[row*n+i]; at >= 0 {
+					list.offer(first+i, triggered{got.Values.Data[row*n+i], int32(sequence), int32(at)}, b.dup)
 				}
 			}
-		})
+		}
 	})
 	return nil
 }
 
 // every offers all positions.
-func (b *triggersJob) every(v *transformer.Visited, i int, list *kept, first int) error {
-	if b.scratch == nil {
-		b.scratch = make([]*kept, len(b.state.kept))
-	}
-	if b.scratch[i] == nil {
-		b.scratch[i] = newKept(list.tail, list.k, len(list.floor))
-	}
-	mine, n := b.scratch[i], v.Features(transformer.Coef)
+func (b *triggersJob) every(v *transformer.Visited, list *kept, first int) error {
+	n := v.Features(transformer.Coef)
 	experts := b.m.Config.HasExperts(v.Layer) // whose coefficients are 0 where they were not chosen
-	mine.clear(first, n)
-	err := v.View(transformer.Coef, func(at func(row, position int) []float32) {
+	return v.View(transformer.Coef, func(at func(row, position int) []float32) {
 		inParallel(n, func(from, to int) {
 			for row, sequence := range b.batch {
 				for p := range b.corpus.Size(sequence) {
@@ -225,16 +216,14 @@ func (b *triggersJob) every(v *transformer.Visited, i int, list *kept, first int
 						continue
 					}
 					for j, value := range at(row, p)[from:to] {
-						if list.tail.order(value) >= list.floor[first+from+j] && !(experts && value == 0) {
-							mine.offer(first+from+j, triggered{value, int32(sequence), int32(p)}, b.dup)
+						if !(experts && value == 0) {
+							list.offer(first+from+j, triggered{value, int32(sequence), int32(p)}, b.dup)
 						}
 					}
 				}
 			}
 		})
 	})
-	b.pending = append(b.pending, func() { list.merge(mine, first, n, 0, b.dup) })
-	return err
 }
 
 // spread counts how the coefficients are distributed.
@@ -247,13 +236,13 @@ func (b *triggersJob) spread(v *transformer.Visited, first int) error {
 	d.Weight = b.weights[v.Layer]
 	d.Center = s.center[first : first+n]
 	if s.count == 0 { // the first batch finds about where each memory's coefficients lie
-		got, err := v.Reduce(transformer.Coef, transformer.Reduce{Kind: transformer.Moments})
+		got, err := v.Spread(transformer.Coef, transformer.Distribution{})
 		if err != nil {
 			return err
 		}
-		d.Center = make([]float32, n)
+		d.Center = got.Powers[0]
 		for i := range d.Center {
-			d.Center[i] = got.Values.Data[i] / float32(v.Count())
+			d.Center[i] /= float32(v.Count())
 		}
 	}
 	got, err := v.Spread(transformer.Coef, d)
