@@ -53,13 +53,21 @@ func beyond(plain, call func() (float64, error)) (float64, error) {
 	return median(more), nil
 }
 
-// beyondForward is what a job takes beyond a forward of b rows of t tokens, of engram and of the peer.
-func beyondForward(m *transformer.Model, p *peer, line string, b, t int, job func(*transformer.Model) (func() error, error)) (
-	ours, theirs float64, err error,
-) {
-	plain, err := forward(b, t)(m)
+// beyondForward is what a job takes beyond n forwards of b rows of t tokens, of engram and of the peer.
+func beyondForward(
+	m *transformer.Model, p *peer, line string, n, b, t int, job func(*transformer.Model) (func() error, error),
+) (ours, theirs float64, err error) {
+	one, err := forward(b, t)(m)
 	if err != nil {
 		return 0, 0, err
+	}
+	plain := func() error {
+		for range n {
+			if err := one(); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	run, err := job(m)
 	if err != nil {

@@ -31,7 +31,7 @@ func routesFigures(be compute.Backend, dir string, threads, rounds int) error {
 	if err := compare(m, p, job, rounds); err != nil {
 		return err
 	}
-	ours, theirs, err := beyondForward(m, p, "routes 64", 1, 64, routesOf(64))
+	ours, theirs, err := beyondForward(m, p, "routes 64", 1, 1, 64, routesOf(64))
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func triggersBench(be compute.Backend, dir string, threads, rounds int) error {
 
 func compareTriggers(m *transformer.Model, p *peer, rounds int) error {
 	line := fmt.Sprintf("triggers %d %d %d %d", triggerRows, triggerTokens, triggerBatches, triggerTop)
-	mine, others, err := beyondForward(m, p, line, triggerRows, triggerTokens, findTriggers)
+	mine, others, err := beyondForward(m, p, line, triggerBatches, triggerRows, triggerTokens, findTriggers)
 	if err != nil {
 		return err
 	}

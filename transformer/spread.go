@@ -202,9 +202,6 @@ func (s *Spread) fromAbove(d *Distribution, n int) {
 	}
 }
 
-// hostFeatures is how many features the host sums at a time: their sums stay in the processor's cache.
-const hostFeatures = 512
-
 // spreadOnHost reads the site where it is, a range of features at a time.
 func (v *Visited) spreadOnHost(s Site, d *Distribution, center, weight []float32) (*Spread, error) {
 	n, f := v.Features(s), v.run.f
@@ -233,10 +230,10 @@ func (v *Visited) spreadOnHost(s Site, d *Distribution, center, weight []float32
 				}
 			})
 		}
-		parts := (n + hostFeatures - 1) / hostFeatures
+		parts := (n + tileWidth - 1) / tileWidth
 		parallel(parts, func(from, to int) {
 			for part := from; part < to; part++ {
-				a, b := part*hostFeatures, min(n, (part+1)*hostFeatures)
+				a, b := part*tileWidth, min(n, (part+1)*tileWidth)
 				out.sum(d, rows, least, center[a:b], weight[a:b], a)
 			}
 		})
@@ -255,51 +252,85 @@ func largestWeighted(x, weight []float32) float32 {
 	return most
 }
 
+// A tile of a site, features by rows, is what the host sums at a time: it stays in the processor's cache, and one
+// feature's sums in registers.
+const (
+	tileWidth  = 128
+	tileLength = 32
+)
+
 // sum takes in the features from the first one on, as many as there are centers.
 func (s *Spread) sum(d *Distribution, rows [][]float32, least, center, weight []float32, first int) {
-	n := len(center)
-	var powers [4][hostFeatures]float64
-	low, high, active := s.Min[first:][:n], s.Max[first:][:n], s.Active[first:][:n]
-	weight = weight[:n]
+	var tile [tileWidth][tileLength]float32
+	var sums [tileWidth][4]float64
 	bins, table := d.Bins(), d.table()
-	for i, row := range rows {
-		bound := least[i]
-		for j, v := range row[first:][:n] {
-			y := float64(v - center[j])
-			square := y * y
-			powers[0][j] += y
-			powers[1][j] += square
-			powers[2][j] += square * y
-			powers[3][j] += square * square
-			if v < low[j] {
-				low[j] = v
-			}
-			if v > high[j] {
-				high[j] = v
-			}
-			size := float32(math.Abs(float64(v))) * weight[j]
-			if d.Positive {
-				size = v
-			}
-			if size > bound {
-				active[j]++
+	for at := 0; at < len(rows); at += tileLength {
+		least := least[at:min(at+tileLength, len(rows))]
+		for i := range least {
+			for j, v := range rows[at+i][first:][:len(center)] {
+				tile[j][i] = v
 			}
 		}
-		if s.Histogram != nil {
-			h := s.Histogram[first*bins:][:n*bins]
-			for j, v := range row[first:][:n] {
-				of := math.Float32bits(v) >> exponentBits
-				if v == 0 { // of either sign
-					of = 0
-				}
-				h[j*bins+int(table[of])]++
+		for j, c := range center {
+			column := tile[j][:len(least)]
+			s.sumPowers(&sums[j], column, float64(c))
+			s.sumActive(column, least, weight[j], first+j, d.Positive)
+			if s.Histogram != nil {
+				count(s.Histogram[(first+j)*bins:][:bins], column, &table)
 			}
 		}
 	}
-	for p := range powers {
-		for j := range n {
-			s.Powers[p][first+j] = float32(powers[p][j])
+	for j := range center {
+		for p := range s.Powers {
+			s.Powers[p][first+j] = float32(sums[j][p])
 		}
+	}
+}
+
+func (s *Spread) sumPowers(sums *[4]float64, column []float32, center float64) {
+	a, b, c, d := sums[0], sums[1], sums[2], sums[3]
+	for _, v := range column {
+		y := float64(v) - center
+		square := y * y
+		a += y
+		b += square
+		c += square * y
+		d += square * square
+	}
+	*sums = [4]float64{a, b, c, d}
+}
+
+func (s *Spread) sumActive(column, least []float32, weight float32, feature int, positive bool) {
+	low, high, active := s.Min[feature], s.Max[feature], 0
+	least = least[:len(column)]
+	for i, v := range column {
+		if v < low {
+			low = v
+		}
+		if v > high {
+			high = v
+		}
+		size := v
+		if !positive {
+			size = float32(math.Abs(float64(v))) * weight
+		}
+		over := 0
+		if size > least[i] {
+			over = 1
+		}
+		active += over
+	}
+	s.Min[feature], s.Max[feature] = low, high
+	s.Active[feature] += float32(active)
+}
+
+func count(bins []int32, column []float32, table *[512]uint16) {
+	for _, v := range column {
+		of := math.Float32bits(v) >> exponentBits
+		if v == 0 { // of either sign
+			of = 0
+		}
+		bins[table[of]]++
 	}
 }
 
