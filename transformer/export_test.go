@@ -192,3 +192,20 @@ func (a Activation) Ratios(be compute.Backend, x float64) (ratio, mean float64, 
 
 // CompileAlways makes the model compile special programs at their first use.
 func (m *Model) CompileAlways() { m.programs.buckets.eager = true }
+
+// SecondMomentOf reduces x [rows,features].
+func SecondMomentOf(be compute.Backend, x []float32, rows, features int) (*Tensor, error) {
+	on, err := upload(be, x, rows, features)
+	if err != nil {
+		return nil, err
+	}
+	exec, err := graph.NewExec(be, secondMoment)
+	if err != nil {
+		return nil, err
+	}
+	got, err := exec.Call(on)
+	if err != nil {
+		return nil, err
+	}
+	return download(got[0])
+}

@@ -201,8 +201,7 @@ func (d Reduce) graph(x, counts, chosen *Node) nodes {
 	}
 	x = Where(GreaterThan(weight, ZerosLike(weight)), x, ZerosLike(x)) // padding may hold anything
 	if d.Kind == SecondMoment {
-		x = Reshape(x, b*s, n)
-		return nodes{"values": matmul(Transpose(x, 0, 1), x)}
+		return nodes{"values": secondMoment(Reshape(x, b*s, n))}
 	}
 	positive := ConvertDType(GreaterThan(x, ZerosLike(x)), dtypes.Float32)
 	parts := []*Node{x, Mul(x, x), positive}
@@ -210,6 +209,31 @@ func (d Reduce) graph(x, counts, chosen *Node) nodes {
 		parts[i] = InsertAxes(ReduceSum(p, 0, 1), 0)
 	}
 	return nodes{"values": Concatenate(parts, 0)}
+}
+
+// momentBlock is about how many features of a second moment are multiplied at a time.
+const momentBlock = 256
+
+// secondMoment is Σ x xᵀ over the rows of x [rows,n]. Blocks below the diagonal are those above it, transposed, which
+// spares nearly half of the work.
+func secondMoment(x *Node) *Node {
+	n := x.Shape().Dim(1)
+	parts := make([]*Node, max(1, n/momentBlock))
+	for i := range parts {
+		parts[i] = Slice(x, AxisRange(), AxisRange(i*n/len(parts), (i+1)*n/len(parts)))
+	}
+	blocks, rows := make([][]*Node, len(parts)), make([]*Node, len(parts))
+	for i, left := range parts {
+		for j, right := range parts {
+			if j < i {
+				blocks[i] = append(blocks[i], Transpose(blocks[j][i], 0, 1))
+			} else {
+				blocks[i] = append(blocks[i], Einsum("ra,rb->ab", left, right))
+			}
+		}
+		rows[i] = Concatenate(blocks[i], 1)
+	}
+	return Concatenate(rows, 0)
 }
 
 // trimReduced takes the real rows and asked positions.

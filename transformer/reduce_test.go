@@ -3,6 +3,7 @@ package transformer_test
 import (
 	"errors"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -233,5 +234,29 @@ func TestLogProbs(t *testing.T) {
 				}
 			}
 		}
+	})
+}
+
+// TestSecondMoment: the blocks of a wide site stand where they belong.
+func TestSecondMoment(t *testing.T) {
+	const rows, n = 5, 803 // three blocks, not all of one size
+	rng := rand.New(rand.NewPCG(1, 2))
+	x, want := make([]float32, rows*n), transformer.NewTensor(n, n)
+	for i := range x {
+		x[i] = float32(rng.NormFloat64())
+	}
+	for row := range rows {
+		for i := range n {
+			for j := range n {
+				want.At(i).Data[j] += x[row*n+i] * x[row*n+j]
+			}
+		}
+	}
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		got, err := transformer.SecondMomentOf(be, x, rows, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, "second moment", got, want, 1e-5)
 	})
 }
