@@ -147,6 +147,7 @@ const (
 	pause   = 300 * time.Millisecond
 	perTurn = 3
 	long    = 1.0 // seconds
+	warmUp  = 10 * time.Second
 )
 
 func turn(times []float64, call func() (float64, error)) ([]float64, error) {
@@ -186,6 +187,11 @@ func compare(m *transformer.Model, p *peer, j job, rounds int) error {
 	}
 	if _, err := theirs(); err != nil {
 		return err
+	}
+	for start := time.Now(); time.Since(start) < warmUp; { // programs for shapes that have proved worth it
+		if err := ours(); err != nil {
+			return err
+		}
 	}
 	var a, b []float64
 	for range rounds {

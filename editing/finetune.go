@@ -246,11 +246,10 @@ func (t *tuning) evaluate(ctx context.Context) (float64, []float64, error) {
 // objective is the loss by read; perFact gets each fact's part, with the weight of one.
 func (t *tuning) objective(perFact []float64) transformer.Objective {
 	return func(read int, logits, grad []float32) float64 {
-		logp := logSoftmax(logits)
-		y, share := t.wants[read], t.share[read]
-		softmaxGradient(grad, logp, y, share)
-		perFact[t.reads[read].Row] -= share * logp[y] * float64(len(t.list))
-		return -share * logp[y]
+		p := softmax(logits)
+		loss := p.nll(grad, t.wants[read], t.share[read])
+		perFact[t.reads[read].Row] += loss * float64(len(t.list))
+		return loss
 	}
 }
 

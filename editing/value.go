@@ -291,55 +291,66 @@ func (s *valueSearch) evaluate(ctx context.Context) (Loss, [][]float64, error) {
 // objective is the loss by read: the target's tokens in equal parts, and at the last read the drift, κ·KL(P ‖ P₀).
 func (s *valueSearch) objective(last int) transformer.Objective {
 	return func(read int, logits, grad []float32) float64 {
-		logp := logSoftmax(logits)
+		p := softmax(logits)
 		if read < last {
 			y, share := s.w.target[read%len(s.w.target)], 1/float64(last)
-			if s.settled && argmax(logp) == y {
+			if s.settled && argmax(p.list) == y {
 				const settledWeight = 0.1
 				s.reached++
 				share *= settledWeight
 			}
-			softmaxGradient(grad, logp, y, share)
-			return -share * logp[y]
+			return p.nll(grad, y, share)
 		}
 		if s.before == nil {
-			s.before = logp
+			s.before = logSoftmax(logits)
 		}
 		kl := 0.0
-		for i, v := range logp {
-			kl += math.Exp(v) * (v - s.before[i])
+		for i, v := range p.list {
+			kl += v * (float64(logits[i]) - p.lse - s.before[i])
 		}
-		for i, v := range logp {
-			grad[i] = float32(s.opts.KL * math.Exp(v) * (v - s.before[i] - kl))
+		for i, v := range p.list {
+			grad[i] = float32(s.opts.KL * v * (float64(logits[i]) - p.lse - s.before[i] - kl))
 		}
 		return s.opts.KL * kl
 	}
 }
 
-// softmaxGradient is that of −share·log P(y) by the logits.
-func softmaxGradient(grad []float32, logp []float64, y int, share float64) {
-	for i, v := range logp {
-		grad[i] = float32(share * math.Exp(v))
+// vocabularyProbs are those of every token, in float64.
+type vocabularyProbs struct {
+	list   []float64
+	logits []float32
+	lse    float64 // log Σ exp
+}
+
+func softmax(logits []float32) vocabularyProbs {
+	top := float64(slices.Max(logits))
+	p := vocabularyProbs{list: make([]float64, len(logits)), logits: logits}
+	sum := 0.0
+	for i, v := range logits {
+		p.list[i] = math.Exp(float64(v) - top)
+		sum += p.list[i]
+	}
+	scale(p.list, 1/sum)
+	p.lse = top + math.Log(sum)
+	return p
+}
+
+// nll is −share·log P(y), and its gradient by the logits.
+func (p *vocabularyProbs) nll(grad []float32, y int, share float64) float64 {
+	for i, v := range p.list {
+		grad[i] = float32(share * v)
 	}
 	grad[y] -= float32(share)
+	return -share * (float64(p.logits[y]) - p.lse)
 }
 
 // logSoftmax is log P over the vocabulary, in float64.
 func logSoftmax(logits []float32) []float64 {
-	top := math.Inf(-1)
-	for _, v := range logits {
-		top = max(top, float64(v))
-	}
-	sum := 0.0
-	for _, v := range logits {
-		sum += math.Exp(float64(v) - top)
-	}
-	lse := top + math.Log(sum)
-	out := make([]float64, len(logits))
+	p := softmax(logits)
 	for i, v := range logits {
-		out[i] = float64(v) - lse
+		p.list[i] = float64(v) - p.lse
 	}
-	return out
+	return p.list
 }
 
 func dot(a, b []float64) float64 {
