@@ -73,8 +73,9 @@ type shapeOfEdits struct {
 
 // editingFigures compares traces, ROME's edits and key statistics with the ROME authors' code on a checkpoint that
 // knows facts, and on a random one of GPT-2 small's shape that is given the same prompts. Both sides make the same
-// number of evaluations in an edit, or it fails: the ratio of whole edits is that per evaluation.
-func editingFigures(be compute.Backend, dir string, o *options) error {
+// number of evaluations in an edit, or it fails: the ratio of whole edits is that per evaluation. Only jobs whose name
+// contains the words are run.
+func editingFigures(be compute.Backend, dir, words string, o *options) error {
 	if o.rome == "" {
 		fmt.Println("editing: left out, because there is nothing to compare with; -rome names a checkout of kmeng01/rome")
 		return nil
@@ -87,15 +88,15 @@ func editingFigures(be compute.Backend, dir string, o *options) error {
 		return err
 	}
 	known := shapeOfEdits{"facts", 0, 4, []int{0, 1, 2}, []int{0, 1, 2}, 5, 3, 2.5}
-	if err := editingOn(be, o.facts, f, known, o); err != nil {
+	if err := editingOn(be, o.facts, f, known, words, o); err != nil {
 		return err
 	}
 	random := shapeOfEdits{"GPT-2 small", small.layers / 3, 10, []int{2}, []int{0}, 6, 3.5, 4}
-	return editingOn(be, dir, f, random, o)
+	return editingOn(be, dir, f, random, words, o)
 }
 
 // editingOn compares on one checkpoint.
-func editingOn(be compute.Backend, dir string, f *facts, s shapeOfEdits, o *options) (err error) {
+func editingOn(be compute.Backend, dir string, f *facts, s shapeOfEdits, words string, o *options) (err error) {
 	ctx := context.Background()
 	m, err := loader.Open(ctx, dir, loader.Options{Backend: be})
 	if err != nil {
@@ -120,6 +121,9 @@ func editingOn(be compute.Backend, dir string, f *facts, s shapeOfEdits, o *opti
 		return err
 	}
 	for _, j := range list {
+		if !strings.Contains(j.name, words) {
+			continue
+		}
 		j.name = s.name + ": " + j.name
 		if err := compare(m, p, j, o.rounds); err != nil {
 			return fmt.Errorf("%s: %w", j.name, err)

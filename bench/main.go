@@ -38,7 +38,8 @@ func main() {
 	flag.IntVar(&o.threads, "threads", 2, "threads of either side")
 	flag.IntVar(&o.rounds, "rounds", 7, "turns of each side")
 	flag.StringVar(&o.only, "only", "",
-		"jobs whose name contains this; or loading: memory and start-up, index, triggers, routes, or editing")
+		"jobs whose name contains this; or loading: memory and start-up, index, triggers, routes, editing,\n"+
+			"or \"editing WORDS\": its jobs whose name contains the words")
 	flag.StringVar(&o.backend, "backend", backend.XLACPU, "backend")
 	flag.StringVar(&o.rome, "rome", "", "checkout of kmeng01/rome, for editing")
 	flag.StringVar(&o.facts, "facts", filepath.Join("..", "shared", "checkpoints", "facts-a"),
@@ -100,8 +101,9 @@ func bench(o *options) error {
 		return index(be, filepath.Join(o.dir, "gpt2-medium"), o.threads)
 	case "triggers":
 		return triggersBench(be, folder, o.threads, o.rounds)
-	case "editing":
-		return editingFigures(be, folder, o)
+	}
+	if words, ok := strings.CutPrefix(o.only, "editing"); ok {
+		return editingFigures(be, folder, strings.TrimSpace(words), o)
 	}
 	if err := compareAll(be, folder, &small, jobs(), o); err != nil {
 		return err

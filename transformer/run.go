@@ -192,7 +192,7 @@ func (m *Model) rowInputs(r *Run) error {
 	return put("start", start, r.f.rows)
 }
 
-// layer runs one block and files what the run keeps of it.
+// layer runs one block and files what the run keeps of it. It returns nil where endsInside.
 func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tensors.Tensor, error) {
 	sites := Sites()
 	if r.entered && l == r.from.Layer {
@@ -231,7 +231,11 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 			return nil, err
 		}
 	}
-	out, err := m.callBlock(v, l, m.outputsFor(r, v), args)
+	outputs := m.outputsFor(r, v)
+	if m.endsInside(r, l) {
+		outputs = slices.DeleteFunc(outputs, func(name string) bool { return name == "y" })
+	}
+	out, err := m.callBlock(v, l, outputs, args)
 	if err != nil {
 		return nil, err
 	}

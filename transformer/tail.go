@@ -7,8 +7,8 @@ import (
 	. "github.com/gomlx/gomlx/core/graph"
 )
 
-// What of a run nobody asked for is not computed: layers above the last captured one, and in the last block the
-// positions that the head does not read.
+// What of a run nobody asked for is not computed: layers above the last captured one, of that layer what lies behind the
+// captured sites, and in the last block the positions that the head does not read.
 
 // depth is one more than the last layer that a run has to compute.
 func (r *Run) depth() int {
@@ -18,6 +18,21 @@ func (r *Run) depth() int {
 		return layers
 	}
 	return slices.Max(r.capture.Layers) + 1
+}
+
+// endsInside decides whether a layer is left without its output, because it is the last one that is run and only sites
+// inside it are captured. That is another program than that of the layers below, if there are any.
+func (m *Model) endsInside(r *Run, l int) bool {
+	if len(r.capture.Layers) == 0 || l != slices.Max(r.capture.Layers) || r.states != nil || r.extend != nil ||
+		r.capture.wants(Final, -1) || r.capture.wants(Logits, -1) || r.capture.wants(ResidPost, l) {
+		return false
+	}
+	// The down projection is about a third of a block.
+	saved := float64(r.f.rows*r.f.slots) * m.Config.tokenCost() / float64(3*m.Config.Layers)
+	b := &m.programs.buckets
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return l == 0 || b.savesEnough(fmt.Sprint("inside ", r.f.rows, r.f.slots, r.f.base, r.f.packed != nil), saved)
 }
 
 // tail is the last block at a few slots of each row of the frame, those that the head reads: attention still needs the
