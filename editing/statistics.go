@@ -143,11 +143,11 @@ func (s *Statistics) Solve(keys ...[]float64) ([][]float64, error) {
 	return out, nil
 }
 
-// maxRidge is where adding to the diagonal stops: by then nothing of C would be left.
-const maxRidge = 1
+// ridges are what is added to the diagonal in turn; behind the last one nothing of C would be left.
+func ridges() []float64 { return []float64{0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1} }
 
 // Factor is the upper triangular U [m,m] with UᵀU = C + Ridge·(tr C / m)·I, nil for the identity. It is computed once.
-// Where C is not positive definite in float64, the least of 1e-6, 1e-5, … that makes it so becomes Ridge.
+// Where C is singular to the digits that it is kept with, the least of 1e-6, 1e-5, … that makes it regular becomes Ridge.
 func (s *Statistics) Factor() (*blas64.Triangular, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -161,7 +161,7 @@ func (s *Statistics) Factor() (*blas64.Triangular, error) {
 	if !(trace > 0) || math.IsInf(trace, 0) {
 		return nil, badStatistics("collect them again", "statistics whose trace is %g are not those of any keys", trace)
 	}
-	for ridge := 0.0; ridge <= maxRidge; ridge = max(1e-6, 10*ridge) {
+	for _, ridge := range ridges() {
 		a := blas64.Symmetric{N: n, Stride: n, Data: make([]float64, n*n), Uplo: blas.Upper}
 		for i := range n {
 			for j := i; j < n; j++ {
@@ -169,17 +169,19 @@ func (s *Statistics) Factor() (*blas64.Triangular, error) {
 			}
 			a.Data[i*n+i] += ridge * trace / float64(n)
 		}
-		if u, ok := lapack64.Potrf(a); ok && wellConditioned(u) {
-			s.setFactor(u, ridge)
+		if u, ok := lapack64.Potrf(a); ok && s.setFactor(u, ridge) {
 			return s.factor, nil
 		}
 	}
 	return nil, badStatistics("collect them again", "statistics that are not positive are not those of any keys")
 }
 
-// setFactor keeps a factor and what is told about it.
-func (s *Statistics) setFactor(u blas64.Triangular, ridge float64) {
-	s.factor, s.Ridge = &u, ridge
+// maxCondition is where what C says of its smallest directions is the rounding of a float32, which C is kept in: an edit
+// would run along them, thousands of times as large as the matrix.
+const maxCondition = 1 << 23
+
+// setFactor keeps a factor and what is told about it, unless what it factors is singular.
+func (s *Statistics) setFactor(u blas64.Triangular, ridge float64) bool {
 	largest := eigenvalue(u.N, func(x blas64.Vector) {
 		blas64.Trmv(blas.NoTrans, u, x)
 		blas64.Trmv(blas.Trans, u, x)
@@ -188,7 +190,12 @@ func (s *Statistics) setFactor(u blas64.Triangular, ridge float64) {
 		blas64.Trsv(blas.Trans, u, x)
 		blas64.Trsv(blas.NoTrans, u, x)
 	})
-	s.Condition = largest * least
+	condition := largest * least
+	if !(condition <= maxCondition) { // NaN, too
+		return false
+	}
+	s.factor, s.Ridge, s.Condition = &u, ridge, condition
+	return true
 }
 
 // eigenvalue is about the largest one of a positive definite matrix [n,n], which apply multiplies with (power
@@ -208,15 +215,4 @@ func eigenvalue(n int, apply func(blas64.Vector)) float64 {
 		}
 	}
 	return value
-}
-
-// wellConditioned reports whether solving with a factor in float64 leaves digits that mean something.
-func wellConditioned(u blas64.Triangular) bool {
-	least, most := math.Inf(1), 0.0
-	for i := range u.N {
-		v := u.Data[i*u.Stride+i]
-		least, most = min(least, v), max(most, v)
-	}
-	const smallest = 1e-14 // least of C's pivots, the squares of the factor's, over the largest
-	return least*least > smallest*most*most && !math.IsInf(most, 0)
 }

@@ -194,9 +194,7 @@ func (s *Statistics) loadFactor(path string) error {
 			at += 8
 		}
 	}
-	if wellConditioned(u) {
-		s.setFactor(u, ridge)
-	}
+	s.setFactor(u, ridge) // C is factored anew where it is of no use
 	return nil
 }
 

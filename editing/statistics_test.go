@@ -325,3 +325,26 @@ func TestSolveEqualsTheReference(t *testing.T) {
 		t.Errorf("%d edits, ridge %g", edits, s.Ridge)
 	}
 }
+
+// TestRidgeBeginsAtRounding: a memory that is hardly ever active has a diagonal entry that float64 could divide by, but
+// which is less than what a float32 keeps of C's largest direction.
+func TestRidgeBeginsAtRounding(t *testing.T) {
+	for least, ridged := range map[float32]bool{1e-5: false, 1e-6: false, 1e-8: true, 1e-12: true} {
+		s := randomStatistics(12, 100)
+		clear(s.Moment)
+		for i := range 12 {
+			s.Moment[i*12+i] = 1
+		}
+		s.Moment[0] = least
+		k := make([]float64, 12)
+		k[0] = 1
+		got, err := s.Solve(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (s.Ridge != 0) != ridged || !(s.Condition < 1e7) {
+			t.Errorf("least entry %g: ridge %g, condition %g", least, s.Ridge, s.Condition)
+		}
+		near(t, "(C+ridge)·x", times(s, got[0])[0], 1, 1e-9)
+	}
+}
