@@ -73,7 +73,7 @@ func Activations(ctx context.Context, m *transformer.Model, opts ActivationsOpti
 			out.Close()
 		}
 	}()
-	if out.run, err = changedRun(ctx, m, opts.IDs, capture, &opts.Interventions); err != nil {
+	if out.run, err = opts.Interventions.Run(ctx, m, opts.IDs, capture); err != nil {
 		return nil, err
 	}
 	if opts.Grad != nil {

@@ -175,7 +175,7 @@ func (c *composition) prepare(ctx context.Context) error {
 // batch runs some rows, of which the first has a number, and takes in their positions.
 func (c *composition) batch(ctx context.Context, rows [][]int, first int) error {
 	capture := transformer.Capture{Sites: append(UpdatesSites(c.m.Config), transformer.FFNOut)}
-	run, err := changedRun(ctx, c.m, rows, capture, &c.opts.Interventions)
+	run, err := c.opts.Interventions.Run(ctx, c.m, rows, capture)
 	if err != nil {
 		return err
 	}

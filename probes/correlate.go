@@ -133,7 +133,7 @@ func nextLogits(
 	for from := 0; from < len(prompts); from += batch {
 		rows := prompts[from:min(from+batch, len(prompts))]
 		capture := transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: []int{-1}}
-		run, err := changedRun(ctx, m, rows, capture, &opts.Interventions)
+		run, err := opts.Interventions.Run(ctx, m, rows, capture)
 		if err != nil {
 			return nil, err
 		}

@@ -109,7 +109,7 @@ func (d *differ) batch(ctx context.Context, out *CorpusDiff, sums []coefSums, li
 	var logits [2]*transformer.Tensor
 	for i, m := range []*transformer.Model{d.a, d.b} {
 		var err error
-		if runs[i], err = changedRun(ctx, m, rows, capture, &d.opts.Interventions); err != nil {
+		if runs[i], err = d.opts.Interventions.Run(ctx, m, rows, capture); err != nil {
 			return 0, err
 		}
 		defer runs[i].Close()

@@ -144,7 +144,7 @@ func contrast(ctx context.Context, m *transformer.Model, opts *DirectionOptions)
 // meanState is the mean over rows of the state at their last position, or of its mean over positions.
 func meanState(ctx context.Context, m *transformer.Model, rows [][]int, opts *DirectionOptions) ([]float64, error) {
 	capture := transformer.Capture{Sites: []transformer.Site{opts.Site}, Layers: []int{opts.Layer}}
-	run, err := changedRun(ctx, m, rows, capture, &opts.Interventions)
+	run, err := opts.Interventions.Run(ctx, m, rows, capture)
 	if err != nil {
 		return nil, err
 	}

@@ -180,9 +180,9 @@ type exits struct {
 
 // batch runs some rows and describes their positions.
 func (x *exits) batch(ctx context.Context, rows [][]int, first int) error {
-	run, err := changedRun(ctx, x.m, rows, transformer.Capture{
+	run, err := x.opts.Interventions.Run(ctx, x.m, rows, transformer.Capture{
 		Sites: append(CoefficientSites(x.m.Config), transformer.ResidPost),
-	}, &x.opts.Interventions)
+	})
 	if err != nil {
 		return err
 	}

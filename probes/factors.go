@@ -142,7 +142,7 @@ func (f *factoring) collect(ctx context.Context, out *FactorsResult) error {
 	at, negative, all, first := 0, 0.0, 0.0, 0
 	for _, rows := range batches(f.opts.Rows, tunedStates) {
 		capture := transformer.Capture{Sites: CoefficientSites(f.m.Config)}
-		run, err := changedRun(ctx, f.m, rows, capture, &f.opts.Interventions)
+		run, err := f.opts.Interventions.Run(ctx, f.m, rows, capture)
 		if err != nil {
 			return err
 		}

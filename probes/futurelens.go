@@ -124,7 +124,7 @@ func (f *futureFit) pairs(
 	}
 	done := 0
 	for _, batch := range batches(rows, tunedStates) {
-		run, err := changedRun(ctx, f.m, batch, transformer.Capture{Sites: sites}, &f.opts.Interventions)
+		run, err := f.opts.Interventions.Run(ctx, f.m, batch, transformer.Capture{Sites: sites})
 		if err != nil {
 			return err
 		}

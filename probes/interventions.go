@@ -183,9 +183,9 @@ func (iv *Interventions) Resolve(
 	return r.out, nil
 }
 
-// changedRun runs rows under changes.
-func changedRun(
-	ctx context.Context, m *transformer.Model, ids [][]int, capture transformer.Capture, iv *Interventions,
+// Run runs rows under the changes. Errors are those of Resolve and transformer.Model.Run.
+func (iv *Interventions) Run(
+	ctx context.Context, m *transformer.Model, ids [][]int, capture transformer.Capture,
 ) (*transformer.Run, error) {
 	changed, err := iv.Resolve(ctx, m, ids, false)
 	if err != nil {

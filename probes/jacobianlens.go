@@ -136,7 +136,7 @@ func (j *jacobian) add(ctx context.Context, row []int, before int) error {
 	for i := range rows {
 		rows[i] = row
 	}
-	run, err := changedRun(ctx, j.m, rows, transformer.Capture{Cuts: true}, &j.opts.Interventions)
+	run, err := j.opts.Interventions.Run(ctx, j.m, rows, transformer.Capture{Cuts: true})
 	if err != nil {
 		return err
 	}

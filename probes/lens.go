@@ -83,7 +83,7 @@ func Lens(ctx context.Context, m *transformer.Model, opts LensOptions) (*LensRes
 	}
 	run := opts.Run
 	if run == nil {
-		run, err = changedRun(ctx, m, [][]int{ids}, transformer.Capture{Sites: LensSites()}, &opts.Interventions)
+		run, err = opts.Interventions.Run(ctx, m, [][]int{ids}, transformer.Capture{Sites: LensSites()})
 		if err != nil {
 			return nil, err
 		}

@@ -122,7 +122,7 @@ func (o *PatchscopeOptions) check(c *transformer.Config) ([]int, error) {
 // states are the mapped states of the source.
 func (o *PatchscopeOptions) states(ctx context.Context, m *transformer.Model, list []int) ([][]float32, error) {
 	capture := transformer.Capture{Sites: []transformer.Site{transformer.ResidPost}, Layers: list}
-	run, err := changedRun(ctx, m, [][]int{o.Source}, capture, &o.Interventions)
+	run, err := o.Interventions.Run(ctx, m, [][]int{o.Source}, capture)
 	if err != nil {
 		return nil, err
 	}

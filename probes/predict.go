@@ -53,7 +53,7 @@ func Predict(ctx context.Context, m *transformer.Model, opts PredictOptions) (*P
 			capture.Positions = slices.Compact(slices.Sorted(slices.Values(at)))
 		}
 	}
-	run, err := changedRun(ctx, m, opts.IDs, capture, &opts.Interventions)
+	run, err := opts.Interventions.Run(ctx, m, opts.IDs, capture)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func Ranking(ctx context.Context, m *transformer.Model, opts RankingOptions) (*R
 		return nil, err
 	}
 	capture := transformer.Capture{Sites: CoefficientSites(m.Config)}
-	run, err := changedRun(ctx, m, [][]int{opts.IDs}, capture, &opts.Interventions)
+	run, err := opts.Interventions.Run(ctx, m, [][]int{opts.IDs}, capture)
 	if err != nil {
 		return nil, err
 	}

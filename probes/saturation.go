@@ -165,7 +165,7 @@ type saturation struct {
 
 // batch runs some rows, of which the first has a number, and takes in their positions.
 func (s *saturation) batch(ctx context.Context, rows [][]int, first int) error {
-	run, err := changedRun(ctx, s.m, rows, transformer.Capture{Sites: UpdatesSites(s.m.Config)}, &s.opts.Interventions)
+	run, err := s.opts.Interventions.Run(ctx, s.m, rows, transformer.Capture{Sites: UpdatesSites(s.m.Config)})
 	if err != nil {
 		return err
 	}

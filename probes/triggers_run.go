@@ -149,7 +149,7 @@ func (b *triggersJob) step(batch []int) error {
 		Sites: []transformer.Site{transformer.Coef}, Do: b.visit,
 		Counts: func(row, position int) bool { return b.eligible.has(batch[row], position) },
 	}
-	run, err := changedRun(b.ctx, b.m, rows, transformer.Capture{Visit: visit}, &b.opts.Interventions)
+	run, err := b.opts.Interventions.Run(b.ctx, b.m, rows, transformer.Capture{Visit: visit})
 	if err != nil {
 		return err
 	}

@@ -273,7 +273,7 @@ func (t *tuning) states(
 		sites = append(sites, transformer.ResidMid)
 	}
 	for _, batch := range batches(rows, tunedStates) {
-		run, err := changedRun(ctx, t.m, batch, transformer.Capture{Sites: sites}, &t.opts.Interventions)
+		run, err := t.opts.Interventions.Run(ctx, t.m, batch, transformer.Capture{Sites: sites})
 		if err != nil {
 			return err
 		}

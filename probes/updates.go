@@ -148,7 +148,7 @@ func Updates(ctx context.Context, m *transformer.Model, opts UpdatesOptions) (*U
 	run := opts.Run
 	if run == nil {
 		capture := transformer.Capture{Sites: UpdatesSites(m.Config)}
-		if run, err = changedRun(ctx, m, [][]int{opts.IDs}, capture, &opts.Interventions); err != nil {
+		if run, err = opts.Interventions.Run(ctx, m, [][]int{opts.IDs}, capture); err != nil {
 			return nil, err
 		}
 		defer run.Close()
