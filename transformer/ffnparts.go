@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -83,15 +84,17 @@ func (c *Config) CheckFFNParts() error {
 	return nil
 }
 
-// FFNParts follows vectors from attention through the FFN of a layer, for one row of a full run without interventions
-// that captured FFNPartSites at the layer. Source j contributes Σ_h pattern[h,i,j]·v[j]·W_O[h] at destination i, and
+// FFNParts follows vectors from attention through the FFN of a layer, for one row of a full run that captured
+// FFNPartSites at the layer. Source j contributes Σ_h pattern[h,i,j]·v[j]·W_O[h] at destination i, and
 // the residual stream if i = j; norms are linear with the statistics of the whole, and the activation hands on
 // integrated gradients from 0, which are closed for a plain FFN: with g(p) = p·ρ(p), part P_j of p becomes P_j·ρ(p).
 // Of a gated FFN g(u)·w, parts U_j of u and V_j of w become
 //
 //	U_j·w·(g(u) − a(u))/u + V_j·a(u),  a(u) = ∫₀¹ g(t·u) dt, by 16 Gauss–Legendre nodes.
 //
-// The vectors of all sources and FromBiases sum to what the model computed at each scope.
+// The vectors of all sources and FromBiases sum to what the model computed at each scope, also under interventions in
+// other layers, on what the block and its heads read, and where heads or memories of the layer are ablated or scaled,
+// which multiplies what goes through them. Others in the layer put something in that is of no source: they are refused.
 func (m *Model) FFNParts(
 	ctx context.Context, r *Run, row, layer int, parts []FFNPart, vectors bool,
 ) (*FFNParts, error) {
@@ -142,10 +145,15 @@ func (m *Model) checkFFNParts(r *Run, row, layer int, parts []FFNPart) error {
 		return err
 	}
 	switch {
-	case r == nil || r.model != m || r.base != nil || len(r.ivs) > 0:
-		return fmt.Errorf("%w: want a full run of this model without interventions", ErrScope)
+	case r == nil || r.model != m || r.base != nil:
+		return fmt.Errorf("%w: want a full run of this model", ErrScope)
 	case row < 0 || row >= r.Rows():
 		return fmt.Errorf("%w: row %d, the run has %d", ErrScope, row, r.Rows())
+	}
+	for i := range r.ivs {
+		if err := r.ivs[i].followed(layer); err != nil {
+			return err
+		}
 	}
 	for _, s := range m.Config.FFNPartSites() {
 		if r.device[place{s, layer}] == nil {
@@ -159,6 +167,47 @@ func (m *Model) checkFFNParts(r *Run, row, layer int, parts []FFNPart) error {
 		}
 	}
 	return nil
+}
+
+// followed refuses an intervention in whose presence the vectors of a layer would not sum to what the model computed.
+func (iv *Intervention) followed(layer int) error {
+	if !iv.Site.InBlock() || iv.Layer != layer {
+		return nil
+	}
+	switch iv.Site {
+	case ResidPre, Query, Key, Value, Pattern: // the vectors are made of what is there behind them
+		return nil
+	case HeadOut, Coef:
+		if iv.Op == OpZero || iv.Op == OpScale {
+			return nil
+		}
+		return fmt.Errorf("%w of layer %d: %s at %s is of no source; what is ablated or scaled there can be followed",
+			ErrScope, layer, iv.Op, iv.Site)
+	}
+	return fmt.Errorf("%w of layer %d: an intervention at %s changes what sources add up to", ErrScope, layer, iv.Site)
+}
+
+// ffnFactors are what interventions of a layer multiply its heads' outputs [S,H·dh] and coefficients [S,D] by, as
+// program inputs; none where there are no such interventions.
+func (m *Model) ffnFactors(r *Run, row, layer int) (values, error) {
+	touches, err := prepare(m.Config, r.ivs, layer, []Site{HeadOut, Coef}, r.f)
+	if err != nil {
+		return nil, err
+	}
+	out := values{}
+	for _, t := range touches {
+		units, each := m.Config.unitsOf(t.site, layer, r.f)
+		width := units * each
+		data := make([]float32, 0, r.f.slots*width)
+		for p := range r.f.slots {
+			at := t.at(r.f, row, p) * width
+			data = append(data, t.mul[at:at+width]...)
+		}
+		if out["times."+string(t.site)], err = upload(m.backend, data, r.f.slots, width); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
 }
 
 // partsAtOnce is how many vectors one call takes through the FFN, the same for all calls of a layer.
@@ -184,8 +233,17 @@ func (m *Model) ffnTotals(r *Run, row, layer int) (values, error) {
 		return nil, err
 	}
 	defer free(at)
-	args := values{"row": at}
-	inputs := []string{"row"}
+	args, err := m.ffnFactors(r, row, layer)
+	defer func(sent values) {
+		for _, t := range sent {
+			free(t)
+		}
+	}(maps.Clone(args))
+	if err != nil {
+		return nil, err
+	}
+	inputs := append([]string{"row"}, slices.Sorted(maps.Keys(args))...)
+	args["row"] = at
 	for _, s := range m.Config.FFNPartSites() {
 		args[string(s)] = r.device[place{s, layer}]
 		inputs = append(inputs, string(s))
@@ -201,7 +259,8 @@ func (m *Model) ffnTotals(r *Run, row, layer int) (values, error) {
 	}
 	defer m.weights.release(list, layer)
 	return m.compute(recipe{
-		key: "ffn totals " + strings.Join(names(list), ","), inputs: append(inputs, names(list)...),
+		key:     fmt.Sprint("ffn totals ", inputs, names(list)),
+		inputs:  append(inputs, names(list)...),
 		outputs: m.Config.ffnTotalNames(), build: m.Config.ffnTotalsGraph,
 	}, args)
 }
@@ -238,6 +297,11 @@ func (c *Config) ffnTotalsGraph(in nodes) nodes {
 	out["others"] = Reshape(Einsum("hij,jhd->ihd", apart, v), slots, width)
 	out["v"] = Reshape(v, slots, width)
 	out["weights"] = TransposeAllDims(pattern, 1, 2, 0) // [S,S,H]
+	if times := in["times.head_out"]; times != nil {
+		out["others"] = Mul(out["others"], times)
+		of := Slice(Reshape(times, slots, a.Heads, a.HeadSize), AxisRange(), AxisRange(), AxisRange(0, 1)) // alike in a head
+		out["weights"] = Mul(out["weights"], Reshape(of, slots, 1, a.Heads))
+	}
 	if c.FFN.Kind == PlainFFN {
 		out["mul.up"] = c.FFN.Activation.ratio(site(Pre))
 	} else {
@@ -245,6 +309,13 @@ func (c *Config) ffnTotalsGraph(in nodes) nodes {
 		mean := c.FFN.Activation.meanRatio(u)
 		out["mul.up"] = Mul(u, mean)
 		out["mul.gate"] = Mul(w, Sub(c.FFN.Activation.ratio(u), mean))
+	}
+	if times := in["times.coef"]; times != nil {
+		for _, name := range []string{"mul.up", "mul.gate"} {
+			if out[name] != nil {
+				out[name] = Mul(out[name], times)
+			}
+		}
 	}
 	scale := func(s Slot, y *Node) { out["scale."+string(s)] = c.Norm.frozenScale(y) }
 	switch c.Layout {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"testing"
 
 	"github.com/gomlx/compute"
@@ -36,6 +37,39 @@ func TestFFNPartsSumToTheModel(t *testing.T) {
 				row := len(g.ids) - 1
 				for l := range m.Config.Layers {
 					checkSums(t, m, run, row, l)
+				}
+			})
+		}
+	})
+}
+
+// TestFFNPartsUnderInterventions: the sums are the model's also where heads and memories are ablated or scaled, at all
+// positions or some, and where what the block reads was changed.
+func TestFFNPartsUnderInterventions(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		for _, name := range []string{"gpt2", "llama", "gemma2", "olmo2", "opt_post"} {
+			t.Run(name, func(t *testing.T) {
+				g := readGolden(t, filepath.Join("..", "testdata", "goldens", name))
+				m := g.open(t, be, loader.Options{})
+				n := len(g.ids[len(g.ids)-1])
+				half := []float32{-0.5}
+				ivs := []transformer.Intervention{
+					{Site: transformer.HeadOut, Layer: 1, Op: transformer.OpZero, Units: []int{0}},
+					{Site: transformer.HeadOut, Layer: 0, Op: transformer.OpScale, Units: []int{1}, Value: half, Positions: []int{n / 2, n - 1}, Rows: []int{len(g.ids) - 1}},
+					{Site: transformer.Coef, Layer: 1, Op: transformer.OpZero, Units: []int{0, 3, 4}, Positions: []int{n / 2, n - 1}},
+					{Site: transformer.Coef, Layer: 0, Op: transformer.OpScale, Value: half},
+					{Site: transformer.ResidPre, Layer: 1, Op: transformer.OpAdd, Value: half},
+					{Site: transformer.Value, Layer: 0, Op: transformer.OpAdd, Value: half},
+					{Site: transformer.Pattern, Layer: 1, Op: transformer.OpScale, Value: half, Sources: []int{1}},
+				}
+				sites := append(m.Config.FFNPartSites(), transformer.FFNIn, transformer.FFNOut, transformer.ResidPost)
+				run, err := m.Run(t.Context(), g.ids, transformer.Capture{Sites: sites, Layers: []int{0, 1}}, ivs...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer run.Close()
+				for l := range 2 {
+					checkSums(t, m, run, len(g.ids)-1, l)
 				}
 			})
 		}

@@ -85,6 +85,14 @@ func (m *Model) Value(n Neuron) ([]float32, error) {
 	return out, nil
 }
 
+// HeadProjection is the output projection of a layer's heads, [d,H·dh], one head behind the other.
+func (m *Model) HeadProjection(layer int) (*Tensor, error) {
+	if layer < 0 || layer >= m.Config.Layers {
+		return nil, fmt.Errorf("layer %d: the model has %d", layer, m.Config.Layers)
+	}
+	return m.weights.rows(SlotO, layer, m.Config.Attention.Heads*m.Config.Attention.HeadSize)
+}
+
 // rows are the output features of a slot as rows, [out,in].
 func (w *weightStore) rows(s Slot, layer, in int) (*Tensor, error) {
 	parts := w.bind[Place{s, layer}]

@@ -43,7 +43,8 @@ var ErrWrites = errors.New("no vectors")
 // HeadWrites are v[j]·W_O[h] for every head h and source j of one row of a run that captured Value, in PostNorm models
 // ResidPre too: row h·T + j, T being Slots. Σ_hj pattern[h,i,j]·Scale[i]·vector[h,j] and the biases behind the heads
 // are what attention adds at i. In layouts with a norm behind attention the vectors are what that norm makes of them
-// when its statistic is 1: centred if it is a LayerNorm, times the gain.
+// when its statistic is 1: centred if it is a LayerNorm, times the gain. The vectors are what heads read, also where an
+// intervention changes what they make of it; Scale is then true if the run captured HeadOut.
 func (m *Model) HeadWrites(r *Run, row, layer int, of HeadValues) (*Writes, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -57,10 +58,14 @@ func (m *Model) HeadWrites(r *Run, row, layer int, of HeadValues) (*Writes, erro
 	defer free(index)
 	args := values{"row": index, "v": r.device[place{Value, layer}]}
 	inputs := []string{"row", "v"}
-	scaled := m.Config.normsAttention()
-	if scaled {
-		args["pattern"] = r.device[place{Pattern, layer}]
-		inputs = append(inputs, "pattern")
+	if m.Config.normsAttention() {
+		if heads := r.device[place{HeadOut, layer}]; heads != nil {
+			args["heads"] = heads
+			inputs = append(inputs, "heads")
+		} else {
+			args["pattern"] = r.device[place{Pattern, layer}]
+			inputs = append(inputs, "pattern")
+		}
 		if m.Config.Layout == PostNorm {
 			args["x"] = r.device[place{ResidPre, layer}]
 			inputs = append(inputs, "x")
@@ -73,7 +78,7 @@ func (m *Model) HeadWrites(r *Run, row, layer int, of HeadValues) (*Writes, erro
 	defer m.weights.release(list, layer)
 	outputs := []string{"writes", "scale"}
 	out, err := m.compute(recipe{
-		key:    fmt.Sprint("head writes ", of, names(list)),
+		key:    fmt.Sprint("head writes ", of, inputs, names(list)),
 		inputs: append(inputs, names(list)...), outputs: outputs,
 		build: func(in nodes) nodes { return m.Config.headWritesGraph(in, of) },
 	}, args)
@@ -163,8 +168,13 @@ func (c *Config) headWritesGraph(in nodes, of HeadValues) nodes {
 	if !c.normsAttention() {
 		return nodes{"writes": writes, "scale": OnesLike(Slice(Reshape(v, s, -1), AxisRange(), AxisElem(0)))}
 	}
-	pattern := Reshape(Gather(in["pattern"], in["row"]), a.KVHeads, groups, s, s)
-	heads := Einsum("kgij,jke->ikge", pattern, v)
+	var heads *Node
+	if in["heads"] != nil {
+		heads = Gather(in["heads"], in["row"])
+	} else {
+		pattern := Reshape(Gather(in["pattern"], in["row"]), a.KVHeads, groups, s, s)
+		heads = Einsum("kgij,jke->ikge", pattern, v)
+	}
 	out := affine(Reshape(heads, s, a.Heads*size), in["o"], in["o.bias"])
 	if x := in["x"]; x != nil {
 		out = Add(out, Reshape(Gather(x, in["row"]), s, c.Width))
