@@ -81,6 +81,9 @@ func ALTI(ctx context.Context, m *transformer.Model, opts ALTIOptions) (*ALTIRes
 	if owned {
 		defer p.Close()
 	}
+	if err := p.unchangedSums(); err != nil {
+		return nil, err
+	}
 	out := &ALTIResult{Prompt: p.prompt(), Norm: opts.Norm, Position: p.Tokens() - 1}
 	if opts.Position != nil {
 		out.Position = *opts.Position

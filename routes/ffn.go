@@ -24,7 +24,7 @@ type FFNResult struct {
 	Target  int          `json:"target"`
 	Active  int          `json:"active"` // neurons with a share
 	Resid   float64      `json:"resid"`  // share of the stream; in parallel blocks of all that is not the FFN
-	Bias    float64      `json:"bias"`   // share of what else the FFN adds: its bias, shared experts
+	Bias    float64      `json:"bias"`   // share of what else is added: the FFN's bias, shared experts, by interventions
 	Neurons []NeuronPart `json:"neurons"`
 }
 
@@ -45,7 +45,8 @@ type NeuronPart struct {
 // linear with the statistic of the whole. The neurons with the largest shares come first. Shares of neurons do not sum
 // to the FFN's: the finer parts overshoot less.
 //
-// Errors wrap ErrNode, transformer.ErrTokenRange or those of transformer.Model.Run.
+// Errors wrap ErrNode, transformer.ErrTokenRange, those of transformer.Model.Run, or ErrParts where an intervention at
+// down_out or ffn_out makes something else of what the neurons add.
 func FFN(ctx context.Context, opts FFNOptions) (*FFNResult, error) {
 	p, n := opts.Parts, opts.Node
 	if n.Kind != FFNNode {
@@ -53,6 +54,9 @@ func FFN(ctx context.Context, opts FFNOptions) (*FFNResult, error) {
 	}
 	if err := n.within(p.Model.Config.Layers, p.Tokens(), p.Parallel()); err != nil {
 		return nil, err
+	}
+	if p.touches(n.Layer, transformer.DownOut, transformer.FFNOut) {
+		return nil, fmt.Errorf("%w of %s into neurons under an intervention behind them", ErrParts, n)
 	}
 	f := &ffnParts{layerParts: &layerParts{Parts: p, kind: BlockNode, layer: n.Layer}, at: n.Position}
 	if err := f.read(ctx); err != nil {
@@ -105,6 +109,7 @@ type ffnParts struct {
 	norm   *frozen   // behind the FFN or the sum, nil for none
 	scale  float64
 	beta   []float64 // of the norm
+	put    []float64 // added by interventions behind that; in parallel blocks it is in x
 }
 
 // read runs the prompt up to the layer.
@@ -114,7 +119,7 @@ func (f *ffnParts) read(ctx context.Context) (err error) {
 	if c.HasExperts(f.layer) {
 		sites = append(sites, transformer.RouterIndices, transformer.RouterWeights)
 	}
-	run, err := f.Model.Run(ctx, [][]int{f.IDs},
+	run, err := f.opts.Interventions.Run(ctx, f.Model, [][]int{f.IDs},
 		transformer.Capture{Sites: sites, Layers: []int{f.layer}, Positions: []int{f.at}})
 	if err != nil {
 		return err
@@ -158,6 +163,8 @@ func (f *ffnParts) frame(down []float64) (err error) {
 		}
 	} else if f.x, err = f.state(site, f.layer, f.at); err != nil {
 		return err
+	} else if f.put, err = f.puts(transformer.ResidPost, f.layer, f.at); err != nil {
+		return err
 	}
 	switch f.Model.Config.Layout {
 	case transformer.Sandwich, transformer.OutputNorm:
@@ -190,7 +197,7 @@ func (f *ffnParts) vector(n int) []float64 {
 
 // split gives the neurons that are active, with what they add along a direction, and the sum of all proximities.
 func (f *ffnParts) split(out *FFNResult, direction []float64) (total float64, list []NeuronPart) {
-	rest := addTo(slices.Clone(f.f), f.beta)
+	rest := addTo(addTo(slices.Clone(f.f), f.beta), f.put)
 	for n, h := range f.coefs {
 		if h == 0 {
 			continue

@@ -20,7 +20,10 @@ type FFNMapOptions struct {
 	Top    int     // pairs to list by how much the FFN amplifies them; 0 means 5
 	// Normalise divides every map's rows by their sums before pairs are compared: each destination's shares.
 	Normalise bool
-	Progress  func(done, total int) // called behind each layer of a prompt; nil for nobody
+	// Interventions act on every prompt. Those that put something in between the heads and the end of a layer whose maps
+	// are made are refused: see transformer.Model.FFNParts.
+	Interventions probes.Interventions
+	Progress      func(done, total int) // called behind each layer of a prompt; nil for nobody
 }
 
 // FFNMapResult is the maps of some prompts.
@@ -86,8 +89,8 @@ type FFNScope struct {
 // model computed; their lengths do not.
 //
 // The mixing ratios are those of Kobayashi et al. (2021). Changes and amplified pairs show what the FFN does to the
-// picture that attention gives. Errors wrap transformer.ErrScope for blocks whose FFN has no such map, and those of
-// transformer.Model.Run.
+// picture that attention gives. Errors wrap transformer.ErrScope for blocks whose FFN has no such map, also by an
+// intervention, and those of Interventions.Resolve and transformer.Model.Run.
 func FFNMaps(ctx context.Context, m *transformer.Model, opts FFNMapOptions) (*FFNMapResult, error) {
 	if err := m.Config.CheckFFNParts(); err != nil {
 		return nil, err
@@ -122,7 +125,8 @@ func FFNMaps(ctx context.Context, m *transformer.Model, opts FFNMapOptions) (*FF
 func promptMaps(
 	ctx context.Context, m *transformer.Model, ids, layers []int, opts *FFNMapOptions, i int,
 ) (*FFNMapPrompt, error) {
-	run, err := m.Run(ctx, [][]int{ids}, transformer.Capture{Sites: m.Config.FFNPartSites(), Layers: layers})
+	capture := transformer.Capture{Sites: m.Config.FFNPartSites(), Layers: layers}
+	run, err := opts.Interventions.Run(ctx, m, [][]int{ids}, capture)
 	if err != nil {
 		return nil, err
 	}

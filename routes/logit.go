@@ -69,6 +69,9 @@ func DLA(ctx context.Context, m *transformer.Model, opts DLAOptions) (*DLAResult
 	if owned {
 		defer p.Close()
 	}
+	if err := p.unchangedSums(); err != nil {
+		return nil, err
+	}
 	d, err := p.directions(opts.Position, opts.Targets, opts.Other)
 	if err != nil {
 		return nil, err
@@ -239,7 +242,7 @@ func (d *directions) layer(l int, opts *DLAOptions, out []DLATarget) error {
 	}
 	for i := range out {
 		at := &out[i].Layers[l]
-		at.AttnBias, at.FFN, at.FFNBias = d.along(i, bias(scale)), d.along(i, ffn), d.along(i, down)
+		at.AttnBias, at.FFN, at.FFNBias = d.along(i, bias(scale, nil)), d.along(i, ffn), d.along(i, down)
 		at.Attn = at.AttnBias
 		for h, row := range sources[i] {
 			for _, v := range row {

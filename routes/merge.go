@@ -123,6 +123,11 @@ func (l *layerParts) intoBlock(m *Merge, y []float64) error {
 		x, ffn, bias = norm.apply(x, scale), norm.apply(ffn, scale), norm.apply(bias, scale)
 		bias = addTo(bias, float64s(norm.bias))
 	}
+	put, err := l.puts(transformer.ResidPost, l.layer, m.Node.Position)
+	if err != nil {
+		return err
+	}
+	addTo(bias, put)
 	m.Resid, m.FFN = l.prox(x, y), l.prox(ffn, y)
 	if !l.opts.Compat {
 		m.Bias += l.prox(bias, y)
@@ -169,11 +174,16 @@ func (l *layerParts) attention(ctx context.Context, all []*Merge, targets *trans
 	}
 	pattern = pattern.At(l.opts.Row)
 	coefs := transformer.NewTensor(len(all), heads*slots)
+	changed := make([]*attended, len(all))
 	for i, m := range all {
 		m.scale = float64(w.Scale[m.Node.Position])
+		if changed[i], err = l.attended(l.layer, m.Node.Position); err != nil {
+			return err
+		}
 		for h := range heads {
+			times := w.Scale[m.Node.Position] * float32(changed[i].head(h))
 			for j, p := range pattern.At(h, m.Node.Position).Data[:n] {
-				coefs.At(i).Data[h*slots+j] = p * w.Scale[m.Node.Position]
+				coefs.At(i).Data[h*slots+j] = p * times
 			}
 		}
 	}
@@ -187,11 +197,14 @@ func (l *layerParts) attention(ctx context.Context, all []*Merge, targets *trans
 			copy(m.Attn[h*n:(h+1)*n], got.At(i).Data[h*slots:])
 		}
 	}
-	return l.attentionBiases(all, targets, w)
+	return l.attentionBiases(all, changed, targets, w)
 }
 
-// attentionBiases adds the biases behind the heads, those of norms included, and the value bias where it is apart.
-func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, w *transformer.Writes) error {
+// attentionBiases adds the biases behind the heads, those of norms and what interventions add included, and the value
+// bias where it is apart.
+func (l *layerParts) attentionBiases(
+	all []*Merge, changed []*attended, targets *transformer.Tensor, w *transformer.Writes,
+) error {
 	if l.opts.Compat {
 		return nil
 	}
@@ -199,7 +212,7 @@ func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, 
 	if err != nil {
 		return err
 	}
-	var value []float64
+	var value func(*Merge, *attended) []float64
 	if l.opts.ValueBias == Apart {
 		if value, err = l.valueBias(w); err != nil {
 			return err
@@ -208,21 +221,22 @@ func (l *layerParts) attentionBiases(all []*Merge, targets *transformer.Tensor, 
 	for i, m := range all {
 		y := float64s(targets.At(i).Data)
 		if !l.opts.OmitBias {
-			m.Bias = l.prox(bias(m.scale), y)
+			z := bias(m.scale, changed[i].put)
+			for k := range z {
+				z[k] = z[k]*changed[i].whole + changed[i].added[k]
+			}
+			m.Bias = l.prox(z, y)
 		}
 		if value != nil {
-			scaled := make([]float64, len(y))
-			for k, v := range value {
-				scaled[k] = v * m.scale
-			}
-			m.ValueBias = l.prox(scaled, y)
+			m.ValueBias = l.prox(value(m, changed[i]), y)
 		}
 	}
 	return nil
 }
 
-// outBias gives what the biases behind the heads add where 1 over the statistic of a norm behind attention is scale.
-func (l *layerParts) outBias() (func(scale float64) []float64, error) {
+// outBias gives what the biases behind the heads, and what is put in there, add where 1 over the statistic of a norm
+// behind attention is scale.
+func (l *layerParts) outBias() (func(scale float64, put []float64) []float64, error) {
 	out, err := l.Model.Vector(transformer.SlotO.Bias(), l.layer)
 	if err != nil {
 		return nil, err
@@ -234,8 +248,9 @@ func (l *layerParts) outBias() (func(scale float64) []float64, error) {
 			return nil, err
 		}
 	}
-	return func(scale float64) []float64 {
+	return func(scale float64, put []float64) []float64 {
 		bias := addTo(make([]float64, l.Model.Config.Width), float64s(out))
+		addTo(bias, put)
 		if norm != nil {
 			bias = addTo(norm.apply(bias, scale), float64s(norm.bias))
 		}
@@ -243,9 +258,9 @@ func (l *layerParts) outBias() (func(scale float64) []float64, error) {
 	}, nil
 }
 
-// valueBias is what the value bias of all heads writes, at a norm's statistic of 1: the difference between the heads'
-// vectors with it and without.
-func (l *layerParts) valueBias(without *transformer.Writes) ([]float64, error) {
+// valueBias gives what the value bias of all heads writes into a merge point: of each head the difference between its
+// vectors with the bias and without, as often as its pattern has it, which is once unless the pattern was changed.
+func (l *layerParts) valueBias(without *transformer.Writes) (func(*Merge, *attended) []float64, error) {
 	with, err := l.Model.HeadWrites(l.run, l.opts.Row, l.layer, transformer.WholeValues)
 	if err != nil {
 		return nil, err
@@ -263,9 +278,22 @@ func (l *layerParts) valueBias(without *transformer.Writes) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := make([]float64, l.Model.Config.Width)
-	for i, v := range a.Data {
-		sum[i%len(sum)] += float64(v) - float64(b.Data[i])
+	pattern, err := l.run.Tensor(transformer.Pattern, l.layer)
+	if err != nil {
+		return nil, err
 	}
-	return sum, nil
+	return func(m *Merge, changed *attended) []float64 {
+		sum := make([]float64, l.Model.Config.Width)
+		for h := range first {
+			times := 0.0
+			for _, p := range pattern.At(l.opts.Row, h, m.Node.Position).Data[:l.Tokens()] {
+				times += float64(p)
+			}
+			times *= m.scale * changed.head(h)
+			for k, v := range a.At(h).Data {
+				sum[k] += times * (float64(v) - float64(b.At(h).Data[k]))
+			}
+		}
+		return sum
+	}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -35,6 +36,9 @@ type PartsOptions struct {
 	// OpenParts runs IDs.
 	Run *transformer.Run
 	Row int
+	// Interventions act on IDs. What they add to the stream by themselves counts as Bias; those under which the states
+	// are no sum of parts are refused.
+	Interventions probes.Interventions
 
 	Weighting Weighting // of the parts; "" means by proximity
 	Target    *int      // token of the metric of other weightings; nil means the most probable one
@@ -62,12 +66,13 @@ func PartsSites() []transformer.Site {
 // Parts are the parts of every merge point of one prompt. Those of a node are computed when first asked for, and kept:
 // a graph for another threshold needs no model.
 type Parts struct {
-	Model  *transformer.Model
-	IDs    []int
-	opts   PartsOptions
-	run    *transformer.Run
-	owned  bool // the run is ours to close
-	merges map[Node]*Merge
+	Model   *transformer.Model
+	IDs     []int
+	opts    PartsOptions
+	run     *transformer.Run
+	owned   bool                       // the run is ours to close
+	changes []transformer.Intervention // in the run
+	merges  map[Node]*Merge
 
 	measure *measure // nil where parts are weighed by proximity
 }
@@ -79,7 +84,7 @@ type Merge struct {
 	Resid     float64   // the stream that enters
 	Attn      []float32 // head h and source j at h·T + j; 0 where there is no attention
 	FFN       float64
-	Bias      float64 // attention's output bias, norms' biases and, where it is apart, the FFN's
+	Bias      float64 // attention's output bias, norms' biases, what interventions add and, where it is apart, the FFN's
 	ValueBias float64 // where it is apart
 	signed    bool    // effects, which may be negative
 	leaf      bool    // no part has an effect of this kind
@@ -96,7 +101,8 @@ const (
 
 // OpenParts runs a prompt, or takes a row of a finished run, for decomposition. Close it.
 //
-// Errors wrap those of transformer.Model.Run, ErrParts, ErrWeighting or transformer.ErrTokenRange.
+// Errors wrap those of transformer.Model.Run and probes.Interventions.Resolve, ErrParts, ErrWeighting or
+// transformer.ErrTokenRange.
 func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*Parts, error) {
 	if err := decomposable(m.Config); err != nil {
 		return nil, err
@@ -106,13 +112,15 @@ func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*P
 	default:
 		return nil, fmt.Errorf("%w with value bias %q", ErrParts, opts.ValueBias)
 	}
+	if err := opts.Interventions.Check(m.Config); err != nil {
+		return nil, err
+	}
+	if err := opts.checkChanges(m.Config); err != nil {
+		return nil, err
+	}
 	p := &Parts{Model: m, opts: opts, run: opts.Run, IDs: opts.IDs, merges: map[Node]*Merge{}}
 	if p.run == nil {
-		p.opts.Row, p.owned = 0, true
-		var err error
-		// A base is what Verify resumes from; it is the same program then.
-		capture := transformer.Capture{Sites: PartsSites(), Base: true, Cuts: opts.Weighting == ByGradient}
-		if p.run, err = m.Run(ctx, [][]int{opts.IDs}, capture); err != nil {
+		if err := p.runPrompt(ctx); err != nil {
 			return nil, err
 		}
 		if err := p.weigh(ctx); err != nil {
@@ -133,6 +141,27 @@ func OpenParts(ctx context.Context, m *transformer.Model, opts PartsOptions) (*P
 	}
 	p.IDs = p.run.IDs[opts.Row]
 	return p, p.weigh(ctx)
+}
+
+// runPrompt runs the prompt under its interventions.
+func (p *Parts) runPrompt(ctx context.Context) error {
+	ids := [][]int{p.opts.IDs}
+	changed, err := p.opts.Interventions.Resolve(ctx, p.Model, ids, false)
+	if err != nil {
+		return err
+	}
+	defer changed.Close()
+	p.opts.Row, p.owned, p.changes = 0, true, changed.Prompt
+	sites := PartsSites()
+	for _, s := range []transformer.Site{transformer.HeadOut, transformer.AttnOut} {
+		if p.touches(-1, s) {
+			sites = append(sites, s)
+		}
+	}
+	// A base is what Verify resumes from; it is the same program then.
+	capture := transformer.Capture{Sites: sites, Base: true, Cuts: p.opts.Weighting == ByGradient}
+	p.run, err = p.Model.Run(ctx, ids, capture, p.changes...)
+	return err
 }
 
 // decomposable refuses models with sublayers that are no sum of parts. All of today's are one.

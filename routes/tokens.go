@@ -203,7 +203,12 @@ func (d *describer) heads(edges []*Edge, l int) error {
 		return err
 	}
 	for i, e := range edges {
+		changed, err := d.attended(l, e.Dst)
+		if err != nil {
+			return err
+		}
 		factor := float64(pattern.At(d.opts.Row, e.Head, e.Dst).Data[e.Src]) * float64(w.Scale[e.Dst])
+		factor *= changed.head(e.Head)
 		z := float64s(vectors.At(i).Data)
 		for k := range z {
 			z[k] *= factor

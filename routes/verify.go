@@ -90,6 +90,9 @@ func Verify(ctx context.Context, opts VerifyOptions) (*VerifyResult, error) {
 	if opts.Parts == nil || opts.Graph == nil || len(opts.Graph.Prompt) != opts.Parts.Tokens() {
 		return nil, fmt.Errorf("%w: it is of another prompt", ErrVerify)
 	}
+	if len(opts.Parts.opts.Interventions.Changes) > 0 {
+		return nil, fmt.Errorf("%w of a prompt under interventions", ErrVerify)
+	}
 	v := &verifier{VerifyOptions: &opts, p: opts.Parts, m: opts.Parts.Model, graph: opts.Graph.subgraph()}
 	if err := v.standIns(ctx); err != nil {
 		return nil, err
