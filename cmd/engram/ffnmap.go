@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -9,11 +10,13 @@ import (
 
 	"github.com/engram-go/engram/internal/plot"
 	"github.com/engram-go/engram/routes"
+	"github.com/engram-go/engram/transformer"
 )
 
 type ffnmapFlags struct {
 	prompt      promptFlags
 	plots       plotFlags
+	changes     changeFlags
 	opts        routes.FFNMapOptions
 	layers, out string
 }
@@ -29,6 +32,7 @@ func (a *app) ffnmapCommand() *cobra.Command {
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runFFNMap(cmd, &f) })
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
+	f.changes.register(cmd)
 	cmd.Flags().StringVar(&f.layers, "layers", "", `layers, "0,2-3"; all unless given`)
 	cmd.Flags().IntVar(&f.opts.Top, "top", 5, "pairs to list for each layer")
 	cmd.Flags().BoolVar(&f.opts.Normalise, "shares", false, "compare each destination's shares instead of lengths")
@@ -42,6 +46,9 @@ func (f *ffnmapFlags) check(cmd *cobra.Command) (err error) {
 		return err
 	}
 	if f.opts.Layers, err = parseRanges("--layers", f.layers); err != nil {
+		return err
+	}
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
 		return err
 	}
 	if cmd.Flags().Changed("out") {
@@ -64,11 +71,17 @@ func (a *app) runFFNMap(cmd *cobra.Command, f *ffnmapFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	f.opts.IDs = idRows(rows)
 	line := a.progress()
 	f.opts.Progress = func(done, total int) { line.Printf("layer %d of %d", done, total) }
 	got, err := routes.FFNMaps(cmd.Context(), m, f.opts)
 	line.Clear()
+	if errors.Is(err, transformer.ErrScope) && f.changes.given() {
+		return withHint(err, "ablate or scale heads and memories, or leave the layer out of --layers")
+	}
 	if err != nil {
 		return err
 	}
@@ -76,6 +89,7 @@ func (a *app) runFFNMap(cmd *cobra.Command, f *ffnmapFlags) error {
 		"map": "‖vector‖₂, row = destination", "change": "1 − Spearman, mean ranks for ties",
 		"activation": "integrated gradients from 0, closed form",
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	if f.out != "" {
 		if err := a.saveFFNMap(cmd, f.out, got, conventions); err != nil {
 			return err

@@ -53,6 +53,12 @@ func (v *changeValue) Type() string {
 }
 
 func (f *changeFlags) register(cmd *cobra.Command) {
+	f.registerChanges(cmd)
+	cmd.Flags().StringVar(&f.reference, "reference", "", "text file whose rows give the values of mean and resample")
+}
+
+// registerChanges registers the flags of a command that has a --reference of its own.
+func (f *changeFlags) registerChanges(cmd *cobra.Command) {
 	for _, flag := range []struct {
 		mode probes.Mode
 		help string
@@ -67,7 +73,6 @@ func (f *changeFlags) register(cmd *cobra.Command) {
 	}
 	cmd.Flags().Var(&changeValue{into: &f.lines}, "change", "any intervention, \"clamp-max L3N5=0 @3,-1\"")
 	cmd.Flags().Var(&changeValue{into: &f.lines, file: true}, "script", "file with an intervention on each line")
-	cmd.Flags().StringVar(&f.reference, "reference", "", "text file whose rows give the values of mean and resample")
 }
 
 // given reports whether anything is to be changed.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/plot"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 	"github.com/engram-go/engram/tui"
@@ -27,6 +29,8 @@ type routesFlags struct {
 	weighting   string
 	contrast    otherPrompt
 	verify      verifyFlags
+	changes     changeFlags
+	iv          probes.Interventions
 	neurons     string
 	roots, ffns []routes.Node
 	cut         routes.Threshold
@@ -55,6 +59,7 @@ func (a *app) routesCommand() *cobra.Command {
 	f.contrast.register(cmd, "contrast", "another prompt of as many tokens: draw the edges whose shares differ")
 	c.StringVar(&f.neurons, "neurons", "", `FFN nodes to split into neurons, "M3_5,M2_5"`)
 	f.verify.register(cmd)
+	f.changes.registerChanges(cmd)
 	c.StringVar(&f.format, "format", "text", strings.Join(routesFormats(), ", "))
 	c.StringVarP(&f.out, "out", "o", "", "file to write instead of standard output; needed for png")
 	c.StringVar(&f.weightsOut, "weights-out", "", "write the shares of all parts into a safetensors file")
@@ -108,7 +113,13 @@ func (f *routesFlags) check(cmd *cobra.Command, asJSON bool) error {
 	if f.ffns, err = parseNodes("neurons", f.neurons); err != nil {
 		return err
 	}
-	if err := f.verify.check(cmd, f.weigh() != routes.ByProximity); err != nil {
+	if err := f.verify.check(cmd, f.weigh() != routes.ByProximity, f.changes.given()); err != nil {
+		return err
+	}
+	if f.changes.given() {
+		f.changes.reference = f.verify.reference
+	}
+	if f.iv, err = f.changes.parse(); err != nil {
 		return err
 	}
 	if f.contrast.given() {
@@ -184,9 +195,12 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 		return err
 	}
 	ctx := cmd.Context()
+	if err := a.ready(ctx, &f.changes, &f.iv); err != nil {
+		return err
+	}
 	parts, err := routes.OpenParts(ctx, m, f.parts(cmd, r.ids()))
 	if err != nil {
-		return err
+		return f.refused(err)
 	}
 	defer parts.Close()
 	got, err := a.graph(cmd, f, parts)
@@ -195,7 +209,7 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 	}
 	f.describe(m, got)
 	if err := f.splitFFNs(cmd, parts, got); err != nil {
-		return err
+		return f.refused(err)
 	}
 	if f.verify.on {
 		if err := a.verifyRoutes(cmd, f, parts, got); err != nil {
@@ -203,16 +217,29 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 		}
 	}
 	if f.weightsOut != "" {
-		if err := parts.SaveWeights(ctx, f.weightsOut, f.force, a.meta("engram.routes", m, r.ids())); err != nil {
+		meta := a.meta("engram.routes", m, r.ids())
+		noteChanges(meta, &f.iv)
+		if err := parts.SaveWeights(ctx, f.weightsOut, f.force, meta); err != nil {
 			return err
 		}
 	}
 	return a.printRoutes(cmd, f, got)
 }
 
+// refused says what can be done about an intervention that routes do not know.
+func (f *routesFlags) refused(err error) error {
+	if f.changes.given() && errors.Is(err, routes.ErrParts) {
+		return withHint(err, "heads, memories and what is added to the stream can be changed; "+
+			"engram effect takes any intervention")
+	}
+	return err
+}
+
 // parts are the options of a prompt's decomposition.
 func (f *routesFlags) parts(cmd *cobra.Command, ids []int) routes.PartsOptions {
-	opts := routes.PartsOptions{IDs: ids, ValueBias: routes.ValueBias(f.valueBias), Weighting: f.weigh()}
+	opts := routes.PartsOptions{
+		IDs: ids, ValueBias: routes.ValueBias(f.valueBias), Weighting: f.weigh(), Interventions: f.iv,
+	}
 	if opts.Weighting != routes.ByProximity {
 		opts.Target, opts.Other = flagToken(cmd, "target", f.verify.target), flagToken(cmd, "other", f.verify.other)
 	}
@@ -261,6 +288,7 @@ func (f *routesFlags) describe(m *transformer.Model, r *routes.RoutesResult) {
 		"weight": "share of the proximities of a state's parts; " + r.Threshold.Text(), "value_bias": bias,
 		"flow": "mass of the roots that comes down the edges by weight",
 	}
+	noteChanges(f.conventions, &f.iv)
 	if r.Weighting != routes.ByProximity {
 		f.conventions["proximity"] = "effect of a part on logit[target] − logit[other] at the last position"
 		f.conventions["weight"] = "signed share of the effects' magnitudes at a state; " + r.Threshold.Text()

@@ -62,7 +62,8 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	c := cmd.Flags()
 	c.BoolVar(&f.on, "verify", false, "ablate everything outside the graph and say what is left of the prediction")
 	c.StringVar(&f.reference, "reference", "",
-		"with --verify, a text whose mean states stand for what is ablated; the prompt's own unless given")
+		"with --verify, a text whose mean states stand for what is ablated, the prompt's own unless given;\n"+
+			"of mean and resample, the text whose rows give the values")
 	f.patch.register(cmd, "patch", "with --verify, a prompt of as many tokens whose states stand for it")
 	c.IntVar(&f.target, "target", -1,
 		"with --verify, --neurons or --weighting, id of the token to follow; the most probable one unless given")
@@ -71,10 +72,16 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 	c.Uint64Var(&f.seed, "seed", 0, "with --verify, seed of the random graphs")
 }
 
-// check refuses flags that do nothing; signed says that parts are weighed by their effect on tokens.
-func (f *verifyFlags) check(cmd *cobra.Command, signed bool) error {
+// check refuses flags that do nothing; signed says that parts are weighed by their effect on tokens, changed that there
+// are interventions.
+func (f *verifyFlags) check(cmd *cobra.Command, signed, changed bool) error {
+	if f.on && changed {
+		return withHint(usagef("--verify of a prompt under interventions"),
+			"engram effect tells what interventions do to the prediction")
+	}
 	for _, name := range []string{"reference", "patch", "patch-ids", "other", "random", "seed"} {
-		if cmd.Flags().Changed(name) && !f.on && !(signed && name == "other") {
+		if cmd.Flags().Changed(name) && !f.on &&
+			!(signed && name == "other") && !(changed && name == "reference") {
 			return usagef("--%s goes with --verify", name)
 		}
 	}
