@@ -8,13 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	tea "github.com/charmbracelet/bubbletea"
 
+	"github.com/engram-go/engram/internal/display"
 	"github.com/engram-go/engram/internal/plot"
 	"github.com/engram-go/engram/routes"
-	"github.com/engram-go/engram/transformer"
 )
 
 // routesScreen is the graph of what the chosen position's state is made of.
@@ -31,6 +30,7 @@ type routesScreen struct {
 	held  *heldParts
 	seen  routesAsked
 	graph *routes.RoutesResult
+	none  string // why there is no graph
 	drawn map[int]*routes.Drawing
 
 	node   string // under the cursor
@@ -48,63 +48,6 @@ type routesAsked struct {
 	tau, mass                 float64
 	top                       int
 	root                      string
-}
-
-// heldParts is the open parts of a prompt, which one job at a time uses.
-type heldParts struct {
-	mu    sync.Mutex
-	parts *routes.Parts
-	of    partsAsked
-}
-
-// partsAsked is what parts depend on.
-type partsAsked struct {
-	version, tokens, target int
-	weigh                   routes.Weighting
-}
-
-// partsJob gives jobs the parts that the screen is about.
-type partsJob struct {
-	m    *transformer.Model
-	ids  []int
-	of   partsAsked
-	held *heldParts
-}
-
-// job is what a job needs to reach the parts. Effects on a logit are at the last position, so that tokens behind the
-// chosen one are left out then.
-func (s *routesScreen) job() *partsJob {
-	st := &s.a.state
-	j := &partsJob{m: st.Model, ids: st.IDs(), held: s.held}
-	j.of = partsAsked{version: st.Version, target: -1, weigh: s.weigh}
-	if s.weigh != routes.ByProximity {
-		j.ids, j.of.target = j.ids[:st.Position+1], st.Target
-	}
-	j.of.tokens = len(j.ids)
-	return j
-}
-
-// with runs a function on the parts; those of something else are closed.
-func (j *partsJob) with(ctx context.Context, do func(*routes.Parts) error) error {
-	h := j.held
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.parts != nil && h.of != j.of {
-		h.parts.Close()
-		h.parts = nil
-	}
-	if h.parts == nil {
-		opts := routes.PartsOptions{IDs: j.ids, Weighting: j.of.weigh}
-		if target := j.of.target; target >= 0 {
-			opts.Target = &target
-		}
-		p, err := routes.OpenParts(ctx, j.m, opts)
-		if err != nil {
-			return err
-		}
-		h.parts, h.of = p, j.of
-	}
-	return do(h.parts)
 }
 
 // routesTokens is how many tokens are listed for a node.
@@ -197,7 +140,9 @@ func (s *routesScreen) run() tea.Cmd {
 			return out, err
 		},
 		done: func(r *routes.RoutesResult, err error) tea.Cmd {
-			if s.graph, s.drawn = nil, map[int]*routes.Drawing{}; err != nil {
+			s.graph, s.none, s.drawn = nil, "", map[int]*routes.Drawing{}
+			if err != nil {
+				s.none = display.Safe(err.Error())
 				return nil
 			}
 			s.graph = r

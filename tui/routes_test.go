@@ -184,6 +184,57 @@ func TestRoutesShowsWhatRoutesGives(t *testing.T) {
 	})
 }
 
+// TestRoutesUnderInterventions: the graph is that of the prompt with the interventions in force, also where tokens behind
+// the chosen position are left out; those that routes do not know are named in its place.
+func TestRoutesUnderInterventions(t *testing.T) {
+	onDemo(t, 140, 40, Options{}, func(t *testing.T, d *driver) {
+		a, s := d.app, screenOf[*routesScreen](t, d)
+		d.run(a.Open("routes"))
+		without := len(s.graph.Edges)
+		d.run(a.Run("ablate L0H1,L0H2,L6H0 @all"))
+		d.run(a.Run("ablate L7.ffn_out"))
+		contains(t, d, "under the interventions in force")
+		same := func(ids []int, opts routes.PartsOptions, root routes.Node) {
+			t.Helper()
+			opts.IDs = ids
+			p, err := routes.OpenParts(t.Context(), a.state.Model, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			want, err := routes.Routes(t.Context(), a.state.Model, routes.RoutesOptions{Parts: p, Roots: []routes.Node{root}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.graph == nil || len(s.graph.Edges) != len(want.Edges) {
+				t.Fatalf("%s: want %d edges", s.none, len(want.Edges))
+			}
+			for i, e := range want.Edges {
+				if got := s.graph.Edges[i]; got.From != e.From || got.To != e.To || math.Abs(got.Weight-e.Weight) > 1e-5 {
+					t.Errorf("edge %d is %+v, want %+v", i, got, e)
+				}
+			}
+		}
+		root := routes.Node{Kind: routes.BlockNode, Layer: 7, Position: 9}
+		same(a.state.IDs(), routes.PartsOptions{Interventions: a.state.Interventions()}, root)
+		d.keys("left", ",", "w") // by logit, with nothing behind position 8: the last position's change does nothing
+		root.Position = 8
+		iv := a.state.Interventions()
+		iv.Changes = iv.Changes[:3]
+		same(a.state.IDs()[:9], routes.PartsOptions{Interventions: iv, Weighting: routes.ByLogit}, root)
+		d.run(a.Run("scale L7.resid_mid=2 @all"))
+		if s.graph != nil {
+			t.Error("there is a graph")
+		}
+		checkFrame(t, d)
+		contains(t, d, "no decomposition under scale L7.resid_mid=2 @all: resid_mid is a sum of parts")
+		d.keys("u", "u", "u", "w", "w", ".")
+		if len(a.state.Changes) > 0 || s.graph == nil || len(s.graph.Edges) != without {
+			t.Errorf("after undo %v are in force, %s", a.state.Changes, s.none)
+		}
+	})
+}
+
 // TestRoutesFrames: the page of an FFN and the weighting by logits.
 func TestRoutesFrames(t *testing.T) {
 	d, s := onRoutes(t, 80, 24)

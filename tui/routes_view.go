@@ -17,8 +17,15 @@ const (
 
 // Render draws the graph and what is under the cursor.
 func (s *routesScreen) Render(w, h int) []string {
-	if !s.a.state.ready() || s.graph == nil {
+	if !s.a.state.ready() || s.graph == nil && s.none == "" {
 		return nil
+	}
+	if s.graph == nil {
+		var out []string
+		for _, l := range wrap(s.none, w-4) {
+			out = append(out, "  "+s.a.theme.Faint.text(l))
+		}
+		return fit(out, h)
 	}
 	if s.page != nil {
 		return s.page.render(s, w, h)
@@ -64,7 +71,7 @@ func (s *routesScreen) head(w int) string {
 	l.put(t.Faint, fmt.Sprintf("  by %s, %s, %s, %s", weighName(s.weigh), s.mode, r.Threshold.Text(),
 		count(len(r.Edges), "edge")))
 	if len(s.a.state.Changes) > 0 {
-		l.put(t.Mark, "  without the interventions in force")
+		l.put(t.Mark, "  under the interventions in force")
 	}
 	return l.String()
 }
