@@ -25,7 +25,8 @@ func resident(pid int) (mib int64, ok bool) {
 // peak is the largest resident size of this process during a call, in MiB, without what earlier ones left behind.
 func peak(call func() error) (float64, error) {
 	debug.FreeOSMemory()
-	if err := os.WriteFile(filepath.Join("/proc", "self", "clear_refs"), []byte("5"), 0o200); err != nil { // forgets the last one
+	forget := filepath.Join("/proc", "self", "clear_refs")
+	if err := os.WriteFile(forget, []byte("5"), 0o200); err != nil {
 		return 0, err
 	}
 	err := call()
