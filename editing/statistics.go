@@ -147,7 +147,8 @@ func (s *Statistics) Solve(keys ...[]float64) ([][]float64, error) {
 func ridges() []float64 { return []float64{0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1} }
 
 // Factor is the upper triangular U [m,m] with UᵀU = C + Ridge·(tr C / m)·I, nil for the identity. It is computed once.
-// Where C is singular to the digits that it is kept with, the least of 1e-6, 1e-5, … that makes it regular becomes Ridge.
+// Where C is singular to the digits that it is kept with, the least of 1e-6, 1e-5, … that makes it regular becomes
+// Ridge.
 func (s *Statistics) Factor() (*blas64.Triangular, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -176,8 +177,8 @@ func (s *Statistics) Factor() (*blas64.Triangular, error) {
 	return nil, badStatistics("collect them again", "statistics that are not positive are not those of any keys")
 }
 
-// maxCondition is where what C says of its smallest directions is the rounding of a float32, which C is kept in: an edit
-// would run along them, thousands of times as large as the matrix.
+// maxCondition is where what C says of its smallest directions is the rounding of a float32, which C is kept in: an
+// edit would run along them, thousands of times as large as the matrix.
 const maxCondition = 1 << 23
 
 // setFactor keeps a factor and what is told about it, unless what it factors is singular.

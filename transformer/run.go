@@ -231,11 +231,7 @@ func (m *Model) layer(r *Run, x *tensors.Tensor, l int, base keysValues) (*tenso
 			return nil, err
 		}
 	}
-	outputs := m.outputsFor(r, v)
-	if m.endsInside(r, l) {
-		outputs = slices.DeleteFunc(outputs, func(name string) bool { return name == "y" })
-	}
-	out, err := m.callBlock(v, l, outputs, args)
+	out, err := m.callBlock(v, l, m.outputsFor(r, v, l), args)
 	if err != nil {
 		return nil, err
 	}
@@ -324,9 +320,13 @@ func (v variant) key(kind string, weights, outputs []string) string {
 	return sb.String()
 }
 
-// outputsFor are the outputs of a block program for a run: the same for every layer, so that layers share a program.
-func (m *Model) outputsFor(r *Run, v variant) []string {
-	out := []string{"y"}
+// outputsFor are the outputs of a block program for a run: the same for every layer, so that layers share a program,
+// unless the run ends inside one.
+func (m *Model) outputsFor(r *Run, v variant, layer int) []string {
+	var out []string
+	if !m.endsInside(r, layer) {
+		out = append(out, "y")
+	}
 	add := func(name string) {
 		if !slices.Contains(out, name) {
 			out = append(out, name)

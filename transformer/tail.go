@@ -7,8 +7,8 @@ import (
 	. "github.com/gomlx/gomlx/core/graph"
 )
 
-// What of a run nobody asked for is not computed: layers above the last captured one, of that layer what lies behind the
-// captured sites, and in the last block the positions that the head does not read.
+// What of a run nobody asked for is not computed: layers above the last captured one, of that layer what lies behind
+// the captured sites, and in the last block the positions that the head does not read.
 
 // depth is one more than the last layer that a run has to compute.
 func (r *Run) depth() int {
