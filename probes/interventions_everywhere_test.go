@@ -217,11 +217,15 @@ func differs(a, b any, tolerance float64) string {
 	return ""
 }
 
-// TestKnowledgeUnderSetScore: a change with a value for every position reaches the resumed rows as it reaches the run.
-func TestKnowledgeUnderSetScore(t *testing.T) {
+// TestKnowledgeOfResumedRows: a change reaches the resumed rows as it reaches the run and not twice, with a value for
+// every position too, and where the rows are taken up.
+func TestKnowledgeOfResumedRows(t *testing.T) {
 	m := open(t, backendtest.Open(t, "go"), golden("gpt2"))
 	p := probes.FactPrompt{IDs: []int{3, 17, 5, 40, 9}, Answer: []int{7}}
-	for _, line := range []string{"set-score L1N2,L1N5=max @all", "set-score L2N2=1.5 @2,-1", "steer v@1=2 @all"} {
+	for _, line := range []string{
+		"set-score L1N2,L1N5=max @all", "set-score L2N2=1.5 @2,-1", "steer v@1=2 @all", "scale L1.resid_pre=3 @all",
+		"add L1.resid_pre=2 @-1",
+	} {
 		list, err := probes.ParseChanges(line, func(string) ([]float32, error) {
 			return slices.Repeat([]float32{1, 0}, m.Config.Width/2), nil
 		})

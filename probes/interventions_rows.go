@@ -13,12 +13,14 @@ func (iv *Interventions) note(meta map[string]string) {
 	}
 }
 
-// forRows are interventions on the only row of a run as interventions on rows that are made of it, where they act on
-// layers and positions from the first ones given; layer −1 stands for a run from the embedding on.
-func forRows(list []transformer.Intervention, rows, layer, position int) []transformer.Intervention {
+// ForRows are the interventions on the only row that was resolved, as interventions on rows of another run that are
+// made of it. Where that run is taken up again (transformer.From), layer and position say where: what acts ahead of
+// them, or on the residual stream entering the layer, is in the state that is taken up. Layer −1 stands for a run from
+// the embedding on.
+func (r *Resolved) ForRows(rows []int, layer, position int) []transformer.Intervention {
 	var out []transformer.Intervention
-	for _, iv := range list {
-		if layer >= 0 && iv.Site == transformer.Embed || iv.Site.InBlock() && iv.Layer < layer {
+	for _, iv := range r.Prompt {
+		if layer >= 0 && held(&iv, layer) {
 			continue
 		}
 		if iv.Positions != nil {
@@ -41,10 +43,21 @@ func forRows(list []transformer.Intervention, rows, layer, position int) []trans
 				iv.Value = values
 			}
 		}
-		for row := range rows {
+		for _, row := range rows {
 			iv.Rows = []int{row}
 			out = append(out, iv)
 		}
 	}
 	return out
+}
+
+// held reports whether the state that enters a layer holds what an intervention does.
+func held(iv *transformer.Intervention, layer int) bool {
+	switch iv.Site {
+	case transformer.Embed:
+		return true
+	case transformer.ResidPre:
+		return iv.Layer <= layer
+	}
+	return iv.Site.InBlock() && iv.Layer < layer
 }

@@ -262,7 +262,7 @@ func attribute(
 	if err != nil {
 		return nil, err
 	}
-	g := integral{m: m, opts: opts, base: base, changes: changed.Prompt, size: len(ids)}
+	g := integral{m: m, opts: opts, base: base, changes: changed, size: len(ids)}
 	with := 0.0
 	for s, id := range p.Answer {
 		row := logits.At(0, at+s).Data
@@ -304,7 +304,7 @@ type integral struct {
 	base *transformer.Run
 	size int // of the row
 
-	changes []transformer.Intervention // of the base
+	changes *Resolved // of the base
 }
 
 // layer adds the attributions of a layer at a position to sum, by memory, and gives the change of the objective from
@@ -320,7 +320,11 @@ func (g *integral) layer(ctx context.Context, l, position, target int, sum []flo
 		scales = append(scales, float32(g.opts.Grid.alpha(j, n)))
 	}
 	scales = append(scales, 0, 1) // for the objective at both ends
-	ivs := forRows(g.changes, len(scales), l, from.Position)
+	rows := make([]int, len(scales))
+	for row := range rows {
+		rows[row] = row
+	}
+	ivs := g.changes.ForRows(rows, l, from.Position)
 	for row := range scales {
 		ivs = append(ivs, transformer.Intervention{
 			Site: transformer.Coef, Layer: l, Op: transformer.OpScale, Rows: []int{row}, Positions: []int{position},

@@ -140,7 +140,7 @@ func verifyFact(
 		if err != nil {
 			return nil, fmt.Errorf("verify on prompt %d: %w", i, err)
 		}
-		ivs := forRows(changed.Prompt, 3, -1, 0)
+		ivs := changed.ForRows([]int{0, 1, 2}, -1, 0)
 		for _, n := range neurons {
 			for row, scale := range []float32{0, 2} {
 				ivs = append(ivs, transformer.Intervention{

@@ -27,7 +27,8 @@ var ErrResume = errors.New("cannot resume")
 // once, over a base that its rows share. An intervention at layer l and position t changes nothing outside that
 // quadrant, so the result is what a whole run with the same interventions gives. The base must have been run with
 // Capture.Base. Interventions of the base act on what the base computed; those that fall into the quadrant have to be
-// passed again. Encoders see every position from everywhere: they resume at position 0 only.
+// passed again, but for those at resid_pre of the layer itself, which the state that is taken up holds. Encoders see
+// every position from everywhere: they resume at position 0 only.
 func (m *Model) Resume(ctx context.Context, base *Run, from From, capture Capture, ivs ...Intervention) (*Run, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
