@@ -144,8 +144,8 @@ type factTrace struct {
 // a state put back over the tokens of each role, layer by layer. As the authors do, an average indirect effect is the
 // mean over a role's tokens of that probability less the mean over facts of the one with noise.
 //
-// Facts that the model does not know, or whose prompt lacks the subject, are skipped and listed. Errors wrap ErrTrace
-// where none is left, ErrPart where the journal belongs to another job, and those of Trace.
+// Facts that the model, under the interventions, does not know, or whose prompt lacks the subject, are skipped and
+// listed. Errors wrap ErrTrace where none is left, ErrPart where the journal is another job's, and those of Trace.
 func AverageTrace(ctx context.Context, m *transformer.Model, opts AverageOptions) (*AverageResult, error) {
 	if opts.Kinds == nil {
 		opts.Kinds = []TraceKind{TraceHidden, TraceMLP, TraceAttn}
@@ -157,6 +157,7 @@ func AverageTrace(ctx context.Context, m *transformer.Model, opts AverageOptions
 		"job": "trace average", "version": 1, "fingerprint": m.Fingerprint, "deltas": deltasHash(m), "facts": opts.Facts,
 		"kinds": opts.Kinds, "window": opts.Trace.Window, "noise": opts.Trace.Noise, "samples": opts.Trace.Samples,
 		"seed": opts.Trace.Seed, "rng": opts.Trace.RNG, "subjects": hashOf(opts.Trace.Subjects),
+		"interventions": changesHash(&opts.Trace.Interventions),
 	}
 	j := job{path: opts.Journal, identity: id, progress: opts.Progress}
 	var list []factTrace

@@ -13,6 +13,7 @@ import (
 
 	"github.com/engram-go/engram/editing"
 	"github.com/engram-go/engram/internal/backend/backendtest"
+	"github.com/engram-go/engram/probes"
 )
 
 // TestAverageTraceOfTheReference: averages over the reference's six facts, from its scores and with roles counted by
@@ -121,6 +122,53 @@ func TestAverageTraceGoesOn(t *testing.T) {
 		}
 		if _, err := os.Stat(opts.Journal); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the journal is left: %v", err)
+		}
+	})
+}
+
+// TestAverageTraceUnderInterventions: of one fact the averages are the numbers of its trace under the same
+// interventions; a journal is of one set of interventions.
+func TestAverageTraceUnderInterventions(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		m := open(t, be, "stories")
+		trace := editing.TraceOptions{
+			Samples: 2, Noise: editing.Noise{Kind: editing.GaussianNoise, Level: 0.3},
+			Interventions: changes(t, "ablate L1.ffn_out @all", "scale L2H3=0.5 @-1"),
+		}
+		opts := editing.AverageOptions{
+			Facts: []editing.KnownFact{{ID: 1, Prompt: "One day, Tom saw", Subject: "Tom"}},
+			Kinds: []editing.TraceKind{editing.TraceHidden}, Trace: trace, Journal: filepath.Join(t.TempDir(), "job"),
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		opts.Progress = func(_, _ int) { cancel() }
+		opts.Facts = append(opts.Facts, opts.Facts[0])
+		if _, err := editing.AverageTrace(ctx, m, opts); !errors.Is(err, context.Canceled) {
+			t.Fatalf("stopped: %v", err)
+		}
+		opts.Progress = nil
+		other := opts
+		other.Trace.Interventions = changes(t, "ablate L1.ffn_out @all")
+		if _, err := editing.AverageTrace(t.Context(), m, other); !errors.Is(err, editing.ErrPart) {
+			t.Errorf("a journal of other interventions: %v", err)
+		}
+		got, err := editing.AverageTrace(t.Context(), m, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trace.Prompt, trace.Subject = "One day, Tom saw", "Tom"
+		trace.Subjects = []string{"Tom", "Tom"}
+		want, err := editing.Trace(t.Context(), m, trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		near(t, "high", got.High.Mean, want.High, 1e-6)
+		near(t, "low", got.Low.Mean, want.Low, 1e-6)
+		for l, v := range got.Kinds[0].Roles[2].Score {
+			near(t, "last subject", v, want.Scores[want.Subject[1]-1][l], 1e-6)
+		}
+		opts.Trace.Interventions = changes(t, "ablate L9N1")
+		if _, err := editing.AverageTrace(t.Context(), m, opts); !errors.Is(err, probes.ErrLayer) {
+			t.Errorf("a layer that is not there: %v", err)
 		}
 	})
 }

@@ -9,11 +9,14 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/corpus"
 	"github.com/engram-go/engram/internal/safetensors"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -37,6 +40,9 @@ type CollectOptions struct {
 	// Shard of Of takes every Of-th sequence, and its share of Tokens, so that several processes can share a text; Shard
 	// counts from 1. MergeStatistics joins what they collect. 0 takes all.
 	Shard, Of int
+	// Interventions hold while the text is run; positions count in each of its sequences. Those behind the keys are
+	// refused.
+	Interventions probes.Interventions
 	// Part names a file that keeps what was collected until now, so that the same call goes on there after an
 	// interruption; "" means none. It is removed in the end.
 	Part     string
@@ -54,10 +60,13 @@ const (
 
 // CollectStatistics takes the second moment of a layer's keys over a text: Σ k kᵀ of every batch in float32 on the
 // device, the sum over batches in float64, divided by the number of tokens in the end (Meng et al. 2022, appendix E.1).
-// The model runs up to the layer only. Errors wrap ErrLayer, ErrStatistics where no token counts, ErrPart, and those of
-// transformer.Model.Run.
+// The model runs up to the layer only. Errors wrap ErrLayer, ErrStatistics where no token counts or an intervention
+// cannot change the keys, ErrPart, and those of probes.Interventions.Resolve and transformer.Model.Run.
 func CollectStatistics(ctx context.Context, m *transformer.Model, opts CollectOptions) (*Statistics, error) {
 	if err := hasKeys(m, opts.Layer); err != nil {
+		return nil, err
+	}
+	if err := opts.checkChanges(m); err != nil {
 		return nil, err
 	}
 	if opts.Rule == "" {
@@ -93,6 +102,23 @@ func CollectStatistics(ctx context.Context, m *transformer.Model, opts CollectOp
 		return nil, err
 	}
 	return c.finish()
+}
+
+// checkChanges refuses interventions that the model has no place for, or that act where no key depends on it.
+func (o *CollectOptions) checkChanges(m *transformer.Model) error {
+	if err := o.Interventions.Check(m.Config); err != nil {
+		return err
+	}
+	sites := transformer.Sites()
+	for i := range o.Interventions.Changes {
+		c := &o.Interventions.Changes[i]
+		behind := slices.Index(sites, c.Site) > slices.Index(sites, transformer.Coef)
+		if c.Site.InBlock() && (c.Layer > o.Layer || c.Layer == o.Layer && behind) || !c.Site.InBlock() && behind {
+			return badStatistics("leave it out, or collect the keys of a later layer",
+				"%s acts behind the keys of layer %d", c, o.Layer)
+		}
+	}
+	return nil
 }
 
 // collector is statistics being collected.
@@ -173,7 +199,12 @@ func (c *collector) batch(ctx context.Context, rows [][]int, ends []int) error {
 			return nil
 		},
 	}
-	r, err := c.m.Run(ctx, rows, transformer.Capture{Visit: visit, Layers: []int{c.opts.Layer}})
+	changed, err := c.opts.Interventions.Resolve(ctx, c.m, rows, false)
+	if err != nil {
+		return err
+	}
+	defer changed.Close()
+	r, err := c.m.Run(ctx, rows, transformer.Capture{Visit: visit, Layers: []int{c.opts.Layer}}, changed.Prompt...)
 	if err != nil {
 		return err
 	}
@@ -188,6 +219,7 @@ func (c *collector) finish() (*Statistics, error) {
 		Layer: o.Layer, Size: c.size, Count: c.count, Tokens: string(o.Rule), Window: o.Window, Corpus: o.Name,
 		CorpusHash: c.hash, Model: c.m.Name, Fingerprint: c.m.Fingerprint,
 		Documents: distinct(o.Text.Documents[:c.sequences]), Of: o.Of,
+		Interventions: strings.Join(o.Interventions.Strings(), "; "),
 	}, Moment: make([]float32, len(c.sum))}
 	if o.Of > 0 {
 		s.Shards = []int{o.Shard}
@@ -225,7 +257,7 @@ func (c *collector) metadata() map[string]string {
 	return map[string]string{
 		"schema": partSchema, "layer": strconv.Itoa(c.opts.Layer), "rule": string(c.opts.Rule), "corpus_sha256": c.hash,
 		"fingerprint": c.m.Fingerprint, "total": strconv.FormatInt(c.total, 10),
-		"shard": fmt.Sprintf("%d/%d", c.opts.Shard, c.opts.Of),
+		"shard": fmt.Sprintf("%d/%d", c.opts.Shard, c.opts.Of), "interventions": changesHash(&c.opts.Interventions),
 	}
 }
 

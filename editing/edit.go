@@ -177,6 +177,10 @@ func (e *Edit) guard(last bool) {
 	if e.Statistics.Ridge > 0 {
 		e.warn("the statistics are singular: %g of their mean diagonal was added", e.Statistics.Ridge)
 	}
+	if e.Statistics.Interventions != "" {
+		e.warn("the statistics are of keys under interventions (%s), the edit is of the model as it is",
+			e.Statistics.Interventions)
+	}
 }
 
 // guardFact says what is suspicious about one fact.

@@ -13,6 +13,7 @@ import (
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/loader"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -125,4 +126,35 @@ func near(t *testing.T, what string, got, want, tolerance float64) {
 	if !(math.Abs(got-want) <= tolerance*math.Max(1, math.Abs(want))) {
 		t.Errorf("%s is %.9g, want %.9g", what, got, want)
 	}
+}
+
+// changes reads interventions; directions are of 64 components, those of the model stories.
+func changes(t testing.TB, lines ...string) probes.Interventions {
+	t.Helper()
+	var out probes.Interventions
+	for _, line := range lines {
+		list, err := probes.ParseChanges(line, func(name string) ([]float32, error) {
+			v := make([]float32, 64)
+			for i := range v {
+				v[i] = float32(math.Sin(float64(i*len(name)))) / 4
+			}
+			return v, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Changes = append(out.Changes, list...)
+	}
+	return out
+}
+
+// under are interventions on rows.
+func under(t testing.TB, m *transformer.Model, iv probes.Interventions, rows [][]int) []transformer.Intervention {
+	t.Helper()
+	changed, err := iv.Resolve(t.Context(), m, rows, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(changed.Close)
+	return changed.Prompt
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/engram-go/engram/internal/journal"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -111,6 +112,14 @@ func hashOf(value any) string {
 func deltasHash(m *transformer.Model) string {
 	if d := m.Deltas(); len(d) > 0 {
 		return hashOf(d)
+	}
+	return ""
+}
+
+// changesHash identifies interventions, with their vectors and reference rows; "" for none.
+func changesHash(iv *probes.Interventions) string {
+	if len(iv.Changes) > 0 {
+		return hashOf(iv)
 	}
 	return ""
 }

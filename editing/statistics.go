@@ -43,6 +43,8 @@ type StatisticsInfo struct {
 	Of          int    `json:"of,omitempty"`
 	Model       string `json:"model"`
 	Fingerprint string `json:"fingerprint"`
+	// Interventions are what was changed while the text ran, "; " between them; "" for nothing.
+	Interventions string `json:"interventions,omitempty"`
 	// Ridge is what had to be added to C, as a multiple of its mean diagonal entry, so that it could be factored; 0 if
 	// nothing had to, or as long as nothing was solved.
 	Ridge float64 `json:"ridge"`

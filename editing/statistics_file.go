@@ -51,13 +51,17 @@ func (s *Statistics) metadata() map[string]string {
 	if s.Of > 0 {
 		shards = strings.Trim(strings.ReplaceAll(fmt.Sprint(s.Shards), " ", ","), "[]")
 	}
-	return map[string]string{
+	meta := map[string]string{
 		"schema": statisticsSchema, "schema_version": "1",
 		"layer": strconv.Itoa(s.Layer), "count": strconv.FormatInt(s.Count, 10),
 		"documents": strconv.FormatInt(s.Documents, 10), "tokens": s.Tokens, "window": strconv.Itoa(s.Window),
 		"shards": shards, "of": strconv.Itoa(s.Of),
 		"corpus": s.Corpus, "corpus_sha256": s.CorpusHash, "model": s.Model, "fingerprint": s.Fingerprint,
 	}
+	if s.Interventions != "" {
+		meta["interventions"] = s.Interventions
+	}
+	return meta
 }
 
 // LoadStatistics reads a file that Save wrote and, where there is one that belongs to it, the factor beside it. Errors
@@ -91,7 +95,7 @@ func readStatistics(f *safetensors.File) (*Statistics, error) {
 	}
 	s := &Statistics{StatisticsInfo: StatisticsInfo{
 		Tokens: f.Metadata["tokens"], Corpus: f.Metadata["corpus"], CorpusHash: f.Metadata["corpus_sha256"],
-		Model: f.Metadata["model"], Fingerprint: f.Metadata["fingerprint"],
+		Model: f.Metadata["model"], Fingerprint: f.Metadata["fingerprint"], Interventions: f.Metadata["interventions"],
 	}}
 	count, err1 := strconv.ParseInt(f.Metadata["count"], 10, 64)
 	layer, err2 := strconv.Atoi(f.Metadata["layer"])

@@ -80,6 +80,8 @@ func (s *Statistics) belongs(other *Statistics, i int, known bool) error {
 		return bad("of layer %d with %d memories, not %d with %d", other.Layer, other.Size, s.Layer, s.Size)
 	case other.Tokens != s.Tokens:
 		return bad("of tokens %q, not %q", other.Tokens, s.Tokens)
+	case other.Interventions != s.Interventions:
+		return bad("under interventions %q, not %q", other.Interventions, s.Interventions)
 	case other.Of != s.Of:
 		return bad("a shard of %d, not of %d", other.Of, s.Of)
 	case known && len(other.Shards) == 0:

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/engram-go/engram/internal/display"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -58,6 +59,10 @@ type TraceOptions struct {
 	RNG     RNG
 	// Subjects are the texts whose embeddings calibrate the noise; nil means the subject alone.
 	Subjects []string
+	// Interventions hold in all runs: clean, with noise, and with states put back. Those at embed act ahead of the noise,
+	// but for projections, which are always last. A state that is put back is the clean run's under the interventions;
+	// where they change the very site that is put back, they do not act on it again.
+	Interventions probes.Interventions
 	// Expect is the answer, which must be one token that is it but for spaces around; "" takes whatever the model says.
 	// Another answer is an *UnknownError.
 	Expect   string
@@ -104,6 +109,8 @@ type TraceResult struct {
 	Sever         TraceKind `json:"sever,omitempty"`
 	Severed       []float64 `json:"severed,omitempty"`
 	SeveredStderr []float64 `json:"severed_stderr,omitempty"`
+
+	changes string // the hash of the interventions
 }
 
 // Effect is the total effect, high − low.
@@ -115,7 +122,7 @@ func (r *TraceResult) Effect() float64 { return r.High - r.Low }
 // passes there. Probabilities are averaged, not logits, and all cells see the same noise.
 //
 // A cell is resumed from the noisy runs where its state is put back, so it costs the later layers and positions alone.
-// Errors wrap ErrSubject, ErrNoise, ErrTrace and those of transformer.Model.Run.
+// Errors wrap ErrSubject, ErrNoise, ErrTrace and those of probes.Interventions.Resolve and transformer.Model.Run.
 func Trace(ctx context.Context, m *transformer.Model, opts TraceOptions) (*TraceResult, error) {
 	if err := opts.settle(m); err != nil {
 		return nil, err
@@ -168,6 +175,9 @@ func (o *TraceOptions) settle(m *transformer.Model) error {
 	case m.Tokenizer == nil && (o.Tokens == nil || o.Noise.calibrated()):
 		return fmt.Errorf("%w: the model has no tokenizer", ErrTrace)
 	}
+	if err := o.Interventions.Check(m.Config); err != nil {
+		return err
+	}
 	if o.Subjects == nil {
 		o.Subjects = []string{o.Subject}
 	}
@@ -187,6 +197,7 @@ type tracer struct {
 	out       *TraceResult
 	ids       []int
 	span      Span
+	changed   *probes.Resolved // the interventions on the prompt
 	clean     *transformer.Run
 	corrupted *transformer.Run
 	low       []float64 // by sample
@@ -196,6 +207,9 @@ type tracer struct {
 }
 
 func (t *tracer) close() {
+	if t.changed != nil {
+		t.changed.Close()
+	}
 	for _, r := range []*transformer.Run{t.clean, t.corrupted} {
 		if r != nil {
 			r.Close()
@@ -210,8 +224,11 @@ func (t *tracer) start(ctx context.Context) (err error) {
 		return err
 	}
 	t.ids = idsOf(o.Tokens)
-	sites := []transformer.Site{transformer.Logits, o.Kind.site()}
-	if t.clean, err = t.m.Run(ctx, [][]int{t.ids}, transformer.Capture{Sites: sites}); err != nil {
+	if t.changed, err = o.Interventions.Resolve(ctx, t.m, [][]int{t.ids}, false); err != nil {
+		return err
+	}
+	capture := transformer.Capture{Sites: []transformer.Site{transformer.Logits, o.Kind.site()}}
+	if t.clean, err = t.m.Run(ctx, [][]int{t.ids}, capture, t.changed.Prompt...); err != nil {
 		return err
 	}
 	logits, err := t.clean.Tensor(transformer.Logits, -1)
@@ -229,7 +246,7 @@ func (t *tracer) start(ctx context.Context) (err error) {
 	t.out = &TraceResult{
 		Prompt: o.Prompt, Subject: [2]int{t.span.Begin, t.span.End}, Merged: t.span.Merged, Answer: tokenText(t.m, answer),
 		AnswerID: answer, High: high, Kind: o.Kind, Window: o.Window, Noise: o.Noise, RNG: o.RNG, Seed: o.Seed,
-		Samples: o.Samples, Sever: o.Sever,
+		Samples: o.Samples, Sever: o.Sever, changes: changesHash(&o.Interventions),
 	}
 	for _, id := range t.ids {
 		t.out.Tokens = append(t.out.Tokens, Token{id, tokenText(t.m, id)})
@@ -346,7 +363,8 @@ func (t *tracer) calibrate(ctx context.Context) (err error) {
 	return err
 }
 
-// corruptedRun runs all samples with the noise that is drawn next.
+// corruptedRun runs all samples with the noise that is drawn next, which is added to what interventions make of the
+// embeddings.
 func (t *tracer) corruptedRun(ctx context.Context, capture transformer.Capture) (*transformer.Run, error) {
 	iv := transformer.Intervention{Site: transformer.Embed, Op: transformer.OpAdd}
 	for p := t.span.Begin; p < t.span.End; p++ {
@@ -354,11 +372,11 @@ func (t *tracer) corruptedRun(ctx context.Context, capture transformer.Capture) 
 	}
 	d := t.m.Config.EmbedWidth
 	iv.Value = t.out.Noise.draw(t.random, t.opts.Samples, len(iv.Positions), d, t.mean, t.root)
-	rows := make([][]int, t.opts.Samples)
+	rows, samples := make([][]int, t.opts.Samples), make([]int, t.opts.Samples)
 	for i := range rows {
-		rows[i] = t.ids
+		rows[i], samples[i] = t.ids, i
 	}
-	return t.m.Run(ctx, rows, capture, iv)
+	return t.m.Run(ctx, rows, capture, append(t.changed.ForRows(samples, -1, 0), iv)...)
 }
 
 // reduce keeps of the logits what the answer's probability is.

@@ -51,7 +51,7 @@ func (t *tracer) cells(ctx context.Context) error {
 		}
 		for len(group) > 0 {
 			size, tokens := 0, 0
-			for size < len(group) && (size == 0 || tokens < traceTokens) {
+			for size < len(group) && (size == 0 || tokens < traceTokens && t.together(group[0], group[size])) {
 				tokens += (n - group[size].position) * t.opts.Samples
 				size++
 			}
@@ -90,6 +90,14 @@ func (t *tracer) groups() [][]cell {
 	return groups
 }
 
+// together reports whether two cells can be rows of one run: attention patterns are changed only where all rows begin
+// at one position.
+func (t *tracer) together(a, b cell) bool {
+	return a.position == b.position || !slices.ContainsFunc(t.changed.Prompt, func(iv transformer.Intervention) bool {
+		return iv.Site == transformer.Pattern
+	})
+}
+
 // file enters a cell's samples.
 func (t *tracer) file(c cell, samples []float64) {
 	t.out.Scores[c.position][c.layer], t.out.Stderr[c.position][c.layer] = meanError(samples)
@@ -109,10 +117,11 @@ func (t *tracer) restore(ctx context.Context, from int, cells []cell) error {
 			at.Positions = append(at.Positions, c.position)
 			iv.Rows = append(iv.Rows, i*samples+s)
 		}
-		for l := c.from; l < c.to; l++ {
-			iv.Layer = l
-			ivs = append(ivs, iv)
+		var back []transformer.Intervention
+		for iv.Layer = c.from; iv.Layer < c.to; iv.Layer++ {
+			back = append(back, iv)
 		}
+		ivs = append(ivs, t.with(back, iv.Rows, from, c.position)...)
 	}
 	capture := transformer.Capture{Reduce: t.reduce(), Positions: []int{-1}}
 	r, err := t.m.Resume(ctx, t.corrupted, at, capture, ivs...)
@@ -128,6 +137,40 @@ func (t *tracer) restore(ctx context.Context, from int, cells []cell) error {
 		t.file(c, all[i*samples:(i+1)*samples])
 	}
 	return nil
+}
+
+// with adds states that are put back at the position where rows are taken up to the interventions on these rows. Those
+// act everywhere but on the very states that are put back, which hold what they do.
+func (t *tracer) with(back []transformer.Intervention, rows []int, layer, position int) []transformer.Intervention {
+	isBack := func(iv *transformer.Intervention) bool {
+		return slices.ContainsFunc(back, func(b transformer.Intervention) bool {
+			return b.Site == iv.Site && b.Layer == iv.Layer
+		})
+	}
+	var out []transformer.Intervention
+	for _, iv := range t.changed.ForRows(rows, layer, position) {
+		if !isBack(&iv) {
+			out = append(out, iv)
+		}
+	}
+	for _, iv := range t.changed.ForRows(rows, layer, position+1) {
+		if !isBack(&iv) {
+			continue
+		}
+		if iv.Positions == nil {
+			end := len(t.ids)
+			if iv.Op == transformer.OpCopy { // which goes as far as its source
+				end = min(end, len(iv.From.IDs[0]))
+			}
+			for p := position + 1; p < end; p++ {
+				iv.Positions = append(iv.Positions, p)
+			}
+		}
+		if len(iv.Positions) > 0 {
+			out = append(out, iv)
+		}
+	}
+	return append(out, back...)
 }
 
 // sever puts the hidden state of the subject's last token back at every layer while the outputs of one kind of module
@@ -178,7 +221,11 @@ func (t *tracer) severed(ctx context.Context, base *transformer.Run, layer, from
 		iv.Site, iv.Layer, iv.From = transformer.ResidPre, layer+1, t.clean
 		ivs = append(ivs, iv)
 	}
-	at := transformer.From{Layer: from, Position: last}
+	at, rows := transformer.From{Layer: from, Position: last}, make([]int, t.opts.Samples)
+	for i := range rows {
+		rows[i] = i
+	}
+	ivs = t.with(ivs, rows, from, last)
 	r, err := t.m.Resume(ctx, base, at, transformer.Capture{Reduce: t.reduce(), Positions: []int{-1}}, ivs...)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,7 @@ type statsResult struct {
 }
 
 type statsFlags struct {
+	changes                   changeFlags
 	layer                     int
 	text, tokens, shard, out  string
 	self, skipFirst, skipAuto bool
@@ -45,9 +46,9 @@ func (a *app) statsCollectCommand() *cobra.Command {
 	var f statsFlags
 	cmd := a.command("collect --layer N --text FILE --out FILE [flags]", "the second moment of a layer's keys over a text",
 		"collect runs a text, one document per line, up to a layer and writes the mean of k kᵀ over its keys k, the inputs\n"+
-			"of the down projection: the tensor second_moment [m,m] in a safetensors file. --self lets the model write the\n"+
-			"text. What was collected before an interruption is kept in a file of that name followed by .part, and the same\n"+
-			"command goes on there. With --shard 2/4 it takes every fourth sequence; stats merge joins such files.",
+			"of the down projection: the tensor second_moment [m,m] in a safetensors file. --self lets the model, as it is,\n"+
+			"write the text. What was collected before an interruption is kept in a file of that name followed by .part, and\n"+
+			"the same command goes on there. With --shard 2/4 it takes every fourth sequence; stats merge joins such files.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runStats(cmd, &f) })
 	l := cmd.Flags()
 	l.IntVar(&f.layer, "layer", 0, "layer whose keys are taken")
@@ -62,6 +63,7 @@ func (a *app) statsCollectCommand() *cobra.Command {
 	l.BoolVar(&f.skipFirst, "skip-first", false,
 		"leave out each sequence's first token; unless given, done for models that put a token before every text")
 	l.BoolVar(&f.force, "force", false, "replace the file if it exists")
+	f.changes.register(cmd)
 	return cmd
 }
 
@@ -94,6 +96,9 @@ func (f *statsFlags) options(cmd *cobra.Command) (opts editing.CollectOptions, e
 	case f.text == "":
 		return opts, withHint(usagef("--text: no file named"), "name a file, or let the model write with --self")
 	}
+	if opts.Interventions, err = f.changes.parse(); err != nil {
+		return opts, err
+	}
 	return opts, writable(f.out, f.force)
 }
 
@@ -116,6 +121,9 @@ func (a *app) runStats(cmd *cobra.Command, f *statsFlags) error {
 	ctx := cmd.Context()
 	m, err := a.open(ctx, 1<<14)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(ctx, &f.changes, &opts.Interventions); err != nil {
 		return err
 	}
 	if f.skipAuto && startsTexts(m) {
@@ -170,7 +178,11 @@ func startsTexts(m *transformer.Model) bool {
 
 func (a *app) printStats(path string, s *editing.Statistics) error {
 	out := &statsResult{path, s.StatisticsInfo}
-	return a.print("stats", out, nil, func(p *page) { writeStats(p, out) })
+	var conventions map[string]string
+	if s.Interventions != "" {
+		conventions = map[string]string{"interventions": s.Interventions}
+	}
+	return a.print("stats", out, conventions, func(p *page) { writeStats(p, out) })
 }
 
 func writeStats(p *page, s *statsResult) {
@@ -180,6 +192,9 @@ func writeStats(p *page, s *statsResult) {
 	}
 	p.line(fmt.Sprintf("layer %d: %d × %d over %s tokens (%s%s) in %s",
 		s.Layer, s.Size, s.Size, numfmt.Count(s.Count), s.Tokens, shards, safe(s.File)))
+	if s.Interventions != "" {
+		p.line("under interventions: " + safe(s.Interventions))
+	}
 }
 
 // demoText names the sentences in the program instead of a file.

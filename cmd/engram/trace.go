@@ -16,6 +16,7 @@ import (
 type traceFlags struct {
 	prompt                        promptFlags
 	plots                         plotFlags
+	changes                       changeFlags
 	opts                          editing.TraceOptions
 	kind, sever, noise, rng, list string
 }
@@ -27,7 +28,7 @@ func (a *app) traceCommand() *cobra.Command {
 			"the probability of the answer rises to says how much of the fact passes there (causal tracing). --kind hidden\n"+
 			"puts back the residual stream behind a layer; mlp and attn put back what the FFNs or the attentions of a window\n"+
 			"of layers add. --sever also puts hidden states back at the subject's last token while one kind of module stays\n"+
-			"as the noise made it.",
+			"as the noise made it. Interventions hold in all runs, with noise and without.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runTrace(cmd, &f) })
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
@@ -53,6 +54,7 @@ func (f *traceFlags) register(cmd *cobra.Command, kind string) {
 	cmd.Flags().StringVar(&f.rng, "rng", string(editing.RNGFast), "fast, or numpy for the published draws")
 	cmd.Flags().StringVar(&f.list, "subjects", "",
 		"file of subjects that the noise is measured on, one per line; the program's own list unless given")
+	f.changes.register(cmd)
 }
 
 // check reads the flags that are text. kinds are those that there are.
@@ -79,6 +81,9 @@ func (f *traceFlags) check(kinds ...string) (err error) {
 	}
 	if f.opts.Samples < 1 || f.opts.Window < 1 {
 		return usagef("--samples and --window are at least 1")
+	}
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
 	}
 	f.opts.Subjects, err = subjects(f.list)
 	return err
@@ -118,6 +123,9 @@ func (a *app) runTrace(cmd *cobra.Command, f *traceFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	r := rows[0]
 	f.opts.Prompt, f.opts.Tokens = r.text, r.tokens
 	if r.text == "" && m.Tokenizer != nil {
@@ -136,6 +144,7 @@ func (a *app) runTrace(cmd *cobra.Command, f *traceFlags) error {
 		a.note("a token at the end of the subject holds other letters too")
 	}
 	conventions := traceConventions()
+	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.draw(cmd, &f.plots, "engram trace", conventions, a.tracePicture(got)); err != nil {
 		return err
 	}

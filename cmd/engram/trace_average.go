@@ -50,7 +50,7 @@ func (a *app) runTraceAverage(cmd *cobra.Command, f *averageFlags) error {
 	if err != nil {
 		return inputError{err}
 	}
-	opts := editing.AverageOptions{Trace: f.opts, Journal: f.journal}
+	opts := editing.AverageOptions{Journal: f.journal}
 	if opts.Facts, err = editing.ParseKnownFacts(data); err != nil {
 		return err
 	}
@@ -60,12 +60,16 @@ func (a *app) runTraceAverage(cmd *cobra.Command, f *averageFlags) error {
 	if f.kind != "all" {
 		opts.Kinds = []editing.TraceKind{f.opts.Kind}
 	}
-	if opts.Trace.Kind = ""; f.list == "" {
-		opts.Trace.Subjects = nil // those of the facts
-	}
 	m, err := a.open(cmd.Context(), 500*f.opts.Samples*len(opts.Facts))
 	if err != nil {
 		return err
+	}
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
+	opts.Trace = f.opts
+	if opts.Trace.Kind = ""; f.list == "" {
+		opts.Trace.Subjects = nil // those of the facts
 	}
 	line := a.progress()
 	opts.Progress = func(done, total int) { line.Printf("%d of %d facts", done, total) }
@@ -75,6 +79,7 @@ func (a *app) runTraceAverage(cmd *cobra.Command, f *averageFlags) error {
 		return err
 	}
 	conventions := averageConventions()
+	noteChanges(conventions, &f.opts.Interventions)
 	if err := a.draw(cmd, &f.plots, "engram trace average", conventions, averagePictures(got)...); err != nil {
 		return err
 	}
