@@ -59,6 +59,18 @@ func (m Method) ContextLengths() []int {
 	return []int{9}
 }
 
+// UsualClamp is how long the change that a method's search finds may be unless said otherwise, in lengths of the
+// original output (ValueOptions.Clamp); 0 for methods that bound none.
+func (m Method) UsualClamp() float64 {
+	switch m {
+	case MethodROME, MethodRROME, MethodPROME:
+		return romeValues().Clamp
+	case MethodMEMIT, MethodEMMET, MethodAlphaEdit, MethodPMET:
+		return memitValues().Clamp
+	}
+	return 0
+}
+
 // NeedsStatistics reports whether a method needs statistics of its layers' keys.
 func (m Method) NeedsStatistics() bool {
 	return !slices.Contains([]Method{MethodFT, MethodFTL, MethodFTM, MethodKN}, m)

@@ -124,6 +124,26 @@ func raises(t *testing.T, m *transformer.Model, editor editing.Editor, facts []e
 	return edits
 }
 
+// TestUsualClamps: what a method says is what its edits are made with when nothing else is asked for.
+func TestUsualClamps(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	for _, name := range editing.Methods() {
+		s := editing.Settings{Statistics: []*editing.Statistics{identity(t, m, 1)}, Layers: []int{1}}
+		s.Steps = 1
+		e, err := editing.NewEditor(name, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		edits, err := e.Edit(t.Context(), m, []editing.Request{sadTom()}, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := edits[0].Settings.Clamp; got != name.UsualClamp() {
+			t.Errorf("%s: made with the clamp %g, usually %g", name, got, name.UsualClamp())
+		}
+	}
+}
+
 // TestEveryMethodOnEveryFamily: on every architecture, with plain and gated FFNs and either layout of the matrix, edits
 // make their targets more probable and are taken back exactly. Two architectures see every method, the others two.
 func TestEveryMethodOnEveryFamily(t *testing.T) {

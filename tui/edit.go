@@ -3,7 +3,9 @@ package tui
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
@@ -18,7 +20,8 @@ type editScreen struct {
 
 	target   string
 	method   editing.Method
-	layer    int // −1 means the usual one
+	layer    int     // −1 means the usual one
+	clamp    float64 // 0 means the usual one
 	identity bool
 	own      []string                    // prompts to test with that the user added
 	known    map[int]*editing.Statistics // those that were collected here, by layer
@@ -53,6 +56,9 @@ const (
 	editNeighbours  = 4
 )
 
+// demoClamp is the clamp that rewrites a fact of the model in the program and leaves its neighbours.
+const demoClamp = 2
+
 func newEditScreen(a *App) *editScreen {
 	return &editScreen{a: a, method: editing.Methods()[0], layer: -1, known: map[int]*editing.Statistics{}}
 }
@@ -74,6 +80,7 @@ func (s *editScreen) Keys() []Binding {
 		bind("next method", func() tea.Cmd { return s.nextMethod(1) }, "m"),
 		bind("a layer up", func() tea.Cmd { return s.moveLayer(1) }, "+", "="),
 		bind("a layer down", func() tea.Cmd { return s.moveLayer(-1) }, "-"),
+		bind("the clamp: how long the change may be, in lengths of the original output", s.askClamp, "c"),
 		bind("statistics of keys, or none (identity)", s.switchStatistics, "S"),
 		bind("add a prompt to test with", s.askOwn, "n"),
 		bind("take the last prompt to test with away", s.dropOwn, "N"),
@@ -124,6 +131,59 @@ func (s *editScreen) theLayer() int {
 		return s.layer
 	}
 	return s.usualLayer()
+}
+
+// usualClamp is how long a change may be unless said otherwise: what is published, what suits the model in the program,
+// or what is usual for the method; 0 for methods that bound none.
+func (s *editScreen) usualClamp() float64 {
+	usual, m := s.method.UsualClamp(), s.a.state.Model
+	if p, ok := editing.PublishedFor(m.Config, s.method); ok && p.Clamp > 0 {
+		return p.Clamp
+	}
+	if m.Name == "demo" {
+		return min(usual, demoClamp)
+	}
+	return usual
+}
+
+func (s *editScreen) theClamp() float64 {
+	if usual := s.usualClamp(); s.clamp == 0 || usual == 0 {
+		return usual
+	}
+	return s.clamp
+}
+
+// askClamp asks for the clamp; an empty line is the usual one.
+func (s *editScreen) askClamp() tea.Cmd {
+	if !s.a.state.ready() {
+		return nil
+	}
+	usual := s.usualClamp()
+	if usual == 0 {
+		s.a.Say("%s bounds no change; m chooses another method", s.method)
+		return nil
+	}
+	text := ""
+	if s.clamp > 0 {
+		text = exact(s.clamp)
+	}
+	return s.a.Ask(Question{
+		Label: fmt.Sprintf("clamp, lengths of the original output (empty: %s):", exact(usual)), Text: text, Done: s.setClamp,
+	})
+}
+
+// setClamp reads the clamp.
+func (s *editScreen) setClamp(text string) tea.Cmd {
+	v := 0.0
+	if text = strings.TrimSpace(text); text != "" {
+		var err error
+		if v, err = strconv.ParseFloat(text, 64); err != nil || !(v > 0) || math.IsInf(v, 0) {
+			s.a.Fail(fmt.Errorf("clamp: %q is not a positive number such as 2; nothing stands for the usual one", text))
+			return nil
+		}
+	}
+	s.clamp = v
+	return s.a.saveSession()
 }
 
 func (s *editScreen) askTarget() tea.Cmd {
@@ -311,6 +371,8 @@ func (s *editScreen) Command(name, rest string) (tea.Cmd, bool) {
 			return nil, true
 		}
 		s.layer = n
+	case "clamp":
+		return s.setClamp(rest), true
 	case "stack":
 		return s.a.openStack(rest), true
 	default:
@@ -327,6 +389,9 @@ func (s *editScreen) Session() []string {
 	}
 	if s.layer >= 0 {
 		out = append(out, fmt.Sprintf("layer %d", s.layer))
+	}
+	if s.clamp > 0 {
+		out = append(out, "clamp "+exact(s.clamp))
 	}
 	return append(out, s.a.stackLine()...)
 }

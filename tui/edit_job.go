@@ -18,6 +18,7 @@ type editJob struct {
 	request  editing.Request
 	method   editing.Method
 	layer    int
+	clamp    float64 // 0 for methods that bound none
 	identity bool
 	files    []*editing.Statistics       // at hand
 	known    map[int]*editing.Statistics // collected before
@@ -30,8 +31,8 @@ type editJob struct {
 
 func (s *editScreen) job() *editJob {
 	j := &editJob{
-		m: s.a.state.Model, request: s.request(), method: s.method, layer: s.theLayer(), identity: s.identity,
-		known: maps.Clone(s.known), table: s.a.table,
+		m: s.a.state.Model, request: s.request(), method: s.method, layer: s.theLayer(), clamp: s.theClamp(),
+		identity: s.identity, known: maps.Clone(s.known), table: s.a.table,
 	}
 	for _, f := range s.a.files {
 		if f.statistics != nil {
@@ -75,7 +76,7 @@ func (j *editJob) run(ctx context.Context, tell func(editPart)) (*madeEdit, erro
 	if p, ok := editing.PublishedFor(j.m.Config, j.method); ok {
 		set.Hyperparameters = set.Or(p.Hyperparameters)
 	}
-	set.Layers = []int{j.layer}
+	set.Layers, set.Clamp = []int{j.layer}, j.clamp
 	if j.method.NeedsStatistics() {
 		c, err := j.statistics(ctx, tell)
 		if err != nil {

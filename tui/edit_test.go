@@ -73,6 +73,7 @@ func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
 		if s.made.edits[0].TargetProbAfter < 0.5 {
 			t.Errorf("P(Rome) %g after the edit", s.made.edits[0].TargetProbAfter)
 		}
+		allGood(t, s, method == editing.MethodRROME)
 		d.keys("a", "1")
 		contains(t, d, "> ·Rome", "1 edit")
 		d.run(a.Open("edit"))
@@ -104,6 +105,20 @@ func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
 		}
 		resumes(t, d)
 	})
+}
+
+// allGood fails unless the edit was made as the screen says and, where that is tested, does to every prompt what it
+// should.
+func allGood(t *testing.T, s *editScreen, tested bool) {
+	t.Helper()
+	for i := range s.made.roles {
+		if text, good := s.made.verdict(i); tested && !good {
+			t.Errorf("%s %q is %s", s.made.roles[i], s.made.replies.Prompts[i].Prompt, text)
+		}
+	}
+	if clamp := s.made.edits[0].Settings.Clamp; clamp != s.theClamp() {
+		t.Errorf("made with the clamp %g, the screen says %g", clamp, s.theClamp())
+	}
 }
 
 // same fails unless the prompt's candidates are the given ones, bit for bit.
@@ -191,6 +206,53 @@ func TestRefusedEditsSayWhy(t *testing.T) {
 	}
 	d.keys("X")
 	contains(t, d, "the stack is empty")
+}
+
+// TestTheClampIsChosen: c and the line clamp say how long the change may be, nothing stands for the usual one, what is
+// no such number is refused, and the session and the exported command have it.
+func TestTheClampIsChosen(t *testing.T) {
+	d := withFakes(110, 40, framePrompt, map[string]any{"predict": predicted(), "edit": madeUp(), "edits": true})
+	a, s := d.app, screenOf[*editScreen](t, d)
+	d.run(a.Open("edit"))
+	contains(t, d, "layer 1   clamp 4   statistics")
+	d.keys("c")
+	d.typed("1.5")
+	d.keys("enter")
+	contains(t, d, "layer 1   clamp 1.5   statistics")
+	if !strings.Contains(s.Plain(), "layer 1, clamp 1.5, statistics") || s.job().clamp != 1.5 {
+		t.Errorf("%s\nthe job's clamp is %g", s.Plain(), s.job().clamp)
+	}
+	if !strings.Contains(a.session(), "\nclamp 1.5\n") {
+		t.Errorf("session %s", a.session())
+	}
+	for _, bad := range []string{"x", "0", "-2", "NaN", "Inf", "1 2"} {
+		a.failed = false
+		if d.run(a.Run("clamp " + bad)); !a.failed || s.clamp != 1.5 || !strings.Contains(a.message, "is not a positive number such as 2") {
+			t.Errorf("clamp %s: %g, %s", bad, s.clamp, a.message)
+		}
+	}
+	d.run(a.Run("method memit"))
+	contains(t, d, "clamp 1.5")
+	d.run(a.Run("method ft-m"))
+	if d.keys("c"); strings.Contains(d.frame(), "clamp 1.5") || a.entry != nil || s.job().clamp != 0 {
+		t.Errorf("fine-tuning has a clamp:\n%s", d.frame())
+	}
+	contains(t, d, "ft-m bounds no change")
+	for method, want := range map[editing.Method]float64{editing.MethodMEMIT: 0.75, editing.MethodROME: 4} {
+		d.run(a.Run("method " + string(method)))
+		d.run(a.Run("clamp 3"))
+		d.keys("c", "ctrl+u", "enter")
+		if s.clamp != 0 || s.job().clamp != want || strings.Contains(a.session(), "clamp") {
+			t.Errorf("%s: clamp %g, usually %g", method, s.job().clamp, want)
+		}
+	}
+	s.target = "Rome"
+	d.keys("enter")
+	s.made.edits[0].Settings.Clamp = 2
+	d.run(a.Run("ablate L1N2 @all"))
+	if line := a.reproduce(s.Export()); !strings.Contains(line, " --clamp 2 --out FILE") || strings.Contains(line, "ablate") {
+		t.Errorf("command line %s", line)
+	}
 }
 
 // TestSparklinesRise with the target's probability.

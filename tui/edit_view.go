@@ -53,7 +53,11 @@ func (s *editScreen) requestLines(w int) []string {
 		l.put(t.Faint, "  (known: "+oneLine(f.Object)+")")
 	}
 	second := newLine(w).put(t.Head, "  method    ").put(t.Mark, string(s.method)).put(t.Faint, "   layer ").
-		put(t.Mark, strconv.Itoa(s.theLayer())).put(t.Faint, "   statistics ").add(s.statisticsText())
+		put(t.Mark, strconv.Itoa(s.theLayer()))
+	if clamp := s.theClamp(); clamp > 0 {
+		second.put(t.Faint, "   clamp ").put(t.Mark, exact(clamp))
+	}
+	second.put(t.Faint, "   statistics ").add(s.statisticsText())
 	return []string{l.String(), second.String()}
 }
 
@@ -125,7 +129,8 @@ func sparkline(list []editing.Loss, n int) string {
 // adviceLines tell what to do next.
 func (s *editScreen) adviceLines(w int) []string {
 	text := "t says what is to follow the prompt instead, enter searches the change of weights and tests it, a puts " +
-		"it in force, u takes it back. m, + and - choose method and layer, n adds a prompt to test with."
+		"it in force, u takes it back. m, + and - choose method and layer, c how long the change may be, n adds a prompt " +
+		"to test with."
 	if s.phase != "" {
 		text = "Weights change for a moment while an edit is made and tested; other screens wait. esc stops."
 	}
@@ -265,8 +270,11 @@ func (s *editScreen) Plain() string {
 	if s.target != "" {
 		target = display.Text(s.target)
 	}
-	fmt.Fprintf(&b, "subject: %s\ntarget: %s\nmethod: %s, layer %d, statistics: %s\n", subject, target, s.method,
-		s.theLayer(), s.statisticsText())
+	fmt.Fprintf(&b, "subject: %s\ntarget: %s\nmethod: %s, layer %d, ", subject, target, s.method, s.theLayer())
+	if clamp := s.theClamp(); clamp > 0 {
+		fmt.Fprintf(&b, "clamp %s, ", exact(clamp))
+	}
+	fmt.Fprintf(&b, "statistics: %s\n", s.statisticsText())
 	if n := len(s.losses); n > 0 {
 		fmt.Fprintf(&b, "search: %d evaluations, last loss %.2f, target %.2f\n", n, s.losses[n-1].Total,
 			math.Exp(-s.losses[n-1].NLL))
@@ -320,7 +328,7 @@ func (s *editScreen) Export() *Export {
 		})
 	}
 	return &Export{
-		Schema: "edit", Table: table, Command: s.command(),
+		Schema: "edit", Table: table, Command: s.command(), AsItIs: true,
 		Result: &editing.Edits{Model: m.Name, Fingerprint: m.Fingerprint, List: s.made.edits},
 	}
 }
@@ -344,6 +352,9 @@ func (s *editScreen) command() []string {
 		words = append(words, "--layer", strconv.Itoa(e.Layer), "--stats", "identity")
 	default:
 		words = append(words, "--stats", "FILE") // as stats collect writes it
+	}
+	if clamp := e.Settings.Clamp; clamp > 0 {
+		words = append(words, "--clamp", exact(clamp))
 	}
 	return append(words, "--out", "FILE")
 }

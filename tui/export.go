@@ -30,6 +30,7 @@ type Export struct {
 	Picture     plot.Picture // nil where the screen is its own picture
 	Command     []string     // words behind "engram", without model, prompt and interventions
 	Bare        bool         // the command takes neither prompt nor interventions
+	AsItIs      bool         // the command takes no interventions
 	// HTML makes the page where it is another one than that of picture and table; nil means that one.
 	HTML func(title, command, engram string) ([]byte, error)
 }
@@ -49,9 +50,10 @@ func (a *App) reproduce(x *Export) string {
 	} else if len(s.Tokens) > 0 {
 		words = append(words, "--ids", joinInts(s.IDs()))
 	}
-	iv := s.Interventions()
-	for _, line := range iv.Strings() {
-		words = append(words, "--change", line)
+	if iv := s.Interventions(); !x.AsItIs {
+		for _, line := range iv.Strings() {
+			words = append(words, "--change", line)
+		}
 	}
 	last := ""
 	for _, e := range s.Edits {

@@ -128,7 +128,7 @@ func (s *traceScreen) run() tea.Cmd {
 	s.stopped = false
 	m, opts := st.Model, s.opts
 	opts.Prompt, opts.Subject, opts.Tokens, opts.Kind = st.Prompt, st.Subject, st.Tokens, traceKinds()[k]
-	opts.Noise, opts.Begun = noise, s.results[k]
+	opts.Noise, opts.Begun, opts.Interventions = noise, s.results[k], st.Interventions()
 	if s.a.table != nil {
 		for _, f := range s.a.table.Facts() {
 			opts.Subjects = append(opts.Subjects, f.Subject)

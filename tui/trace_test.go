@@ -86,6 +86,20 @@ func TestTraceShowsWhatTraceGives(t *testing.T) {
 		if line := a.reproduce(s.Export()); !strings.Contains(line, `engram trace --subject 'Eiffel Tower' --kind mlp`) {
 			t.Errorf("command line %s", line)
 		}
+		d.run(a.Run("ablate L1.ffn_out @all")) // the maps are made again, under what is in force
+		changed, err := editing.Trace(t.Context(), a.state.Model, editing.TraceOptions{
+			Prompt: a.state.Prompt, Subject: "Eiffel Tower", Kind: editing.TraceMLP, Samples: 1, Seed: 1, Subjects: subjects,
+			Interventions: a.state.Interventions(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := s.results[1]; math.Abs(r.High-changed.High) > 1e-5 || math.Abs(r.High-want.High) < 1e-3 {
+			t.Errorf("under interventions %g, the command has %g, without %g", r.High, changed.High, want.High)
+		}
+		if line := a.reproduce(s.Export()); !strings.Contains(line, `--change 'ablate L1.ffn_out @all'`) {
+			t.Errorf("command line %s", line)
+		}
 	})
 }
 
