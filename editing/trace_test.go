@@ -248,7 +248,7 @@ func TestTraceUnderInterventions(t *testing.T) {
 				low, _ := wholeRuns(t, m, got, iv, nil)
 				near(t, what+": low", got.Low, low, 1e-5)
 				for l := range m.Config.Layers {
-					for p := range got.Tokens {
+					for p := got.Subject[0] - 1; p < len(got.Tokens); p++ {
 						want, stderr := wholeRuns(t, m, got, iv, &[2]int{p, l})
 						near(t, fmt.Sprintf("%s at %d of layer %d", what, p, l), got.Scores[p][l], want, 1e-5)
 						near(t, what+": stderr", got.Stderr[p][l], stderr, 1e-5)
