@@ -222,12 +222,14 @@ func TestTraceUnderInterventions(t *testing.T) {
 		for i := range along.Changes {
 			along.Changes[i].Site = transformer.FFNOut
 		}
+		others := changes(t, "resample L1.ffn_out @all", "mean L2.ffn_out @all")
+		others.Reference = [][]int{{1, 403, 407, 261, 378}} // ends ahead of the prompt
 		for what, iv := range map[string]probes.Interventions{
 			"a memory and a head": changes(t, "ablate L0N5,L1N5,L4N138 @all", "scale L2H3=0.2 @all"),
 			"where states are put back": changes(t,
 				"scale L1.ffn_out=0.5 @all", "add L2.ffn_out=0.1 @5,-1", "scale L3.resid_pre=0.7 @all", "add L3.attn_out=0.1 @5",
 				"steer v@1=0.5 @all", "ablate ab@2:resid_pre @all"),
-			"along two directions": along,
+			"along two directions": along, "values of others": others,
 			"everywhere else": changes(t,
 				"add embed=0.05 @4,5", "scale L3H1<4=0.2 @all", "set-score L2N7,L2N9=2 @all", "scale final=1.2", "add logits[317]=1"),
 		} {
