@@ -199,12 +199,8 @@ func (c *collector) batch(ctx context.Context, rows [][]int, ends []int) error {
 			return nil
 		},
 	}
-	changed, err := c.opts.Interventions.Resolve(ctx, c.m, rows, false)
-	if err != nil {
-		return err
-	}
-	defer changed.Close()
-	r, err := c.m.Run(ctx, rows, transformer.Capture{Visit: visit, Layers: []int{c.opts.Layer}}, changed.Prompt...)
+	capture := transformer.Capture{Visit: visit, Layers: []int{c.opts.Layer}}
+	r, err := c.opts.Interventions.Run(ctx, c.m, rows, capture)
 	if err != nil {
 		return err
 	}
