@@ -230,22 +230,19 @@ func (v *Visited) spreadOnHost(s Site, d *Distribution, center, weight []float32
 				}
 			})
 		}
-		parts := (n + tileWidth - 1) / tileWidth
-		parallel(parts, func(from, to int) {
-			for part := from; part < to; part++ {
-				a, b := part*tileWidth, min(n, (part+1)*tileWidth)
-				out.sum(d, rows, least, center[a:b], weight[a:b], a)
-			}
-		})
+		parallel(n, func(from, to int) { out.sum(d, rows, least, center[from:to], weight[from:to], from) })
 	})
 	return out, err
 }
+
+// abs is |v| without a way through float64, which takes longer than all else that is done with v.
+func abs(v float32) float32 { return math.Float32frombits(math.Float32bits(v) &^ (1 << 31)) }
 
 func largestWeighted(x, weight []float32) float32 {
 	most := float32(0)
 	weight = weight[:len(x)]
 	for j, v := range x {
-		if w := float32(math.Abs(float64(v))) * weight[j]; w > most {
+		if w := abs(v) * weight[j]; w > most {
 			most = w
 		}
 	}
@@ -253,7 +250,7 @@ func largestWeighted(x, weight []float32) float32 {
 }
 
 // A tile of a site, features by rows, is what the host sums at a time: it stays in the processor's cache, and one
-// feature's sums in registers.
+// feature's sums in registers. Tiles follow each other along the rows, as they lie in memory.
 const (
 	tileWidth  = 128
 	tileLength = 32
@@ -262,21 +259,24 @@ const (
 // sum takes in the features from the first one on, as many as there are centers.
 func (s *Spread) sum(d *Distribution, rows [][]float32, least, center, weight []float32, first int) {
 	var tile [tileWidth][tileLength]float32
-	var sums [tileWidth][4]float64
+	sums := make([][4]float64, len(center))
 	bins, table := d.Bins(), d.table()
 	for at := 0; at < len(rows); at += tileLength {
 		least := least[at:min(at+tileLength, len(rows))]
-		for i := range least {
-			for j, v := range rows[at+i][first:][:len(center)] {
-				tile[j][i] = v
+		for from := 0; from < len(center); from += tileWidth {
+			width := min(tileWidth, len(center)-from)
+			for i := range least {
+				for j, v := range rows[at+i][first+from:][:width] {
+					tile[j][i] = v
+				}
 			}
-		}
-		for j, c := range center {
-			column := tile[j][:len(least)]
-			s.sumPowers(&sums[j], column, float64(c))
-			s.sumActive(column, least, weight[j], first+j, d.Positive)
-			if s.Histogram != nil {
-				count(s.Histogram[(first+j)*bins:][:bins], column, &table)
+			for j := range width {
+				column, feature := tile[j][:len(least)], from+j
+				sumPowers(&sums[feature], column, float64(center[feature]))
+				s.sumActive(column, least, weight[feature], first+feature, d.Positive)
+				if s.Histogram != nil {
+					count(s.Histogram[(first+feature)*bins:][:bins], column, &table)
+				}
 			}
 		}
 	}
@@ -287,7 +287,7 @@ func (s *Spread) sum(d *Distribution, rows [][]float32, least, center, weight []
 	}
 }
 
-func (s *Spread) sumPowers(sums *[4]float64, column []float32, center float64) {
+func sumPowers(sums *[4]float64, column []float32, center float64) {
 	a, b, c, d := sums[0], sums[1], sums[2], sums[3]
 	for _, v := range column {
 		y := float64(v) - center
@@ -312,7 +312,7 @@ func (s *Spread) sumActive(column, least []float32, weight float32, feature int,
 		}
 		size := v
 		if !positive {
-			size = float32(math.Abs(float64(v))) * weight
+			size = abs(v) * weight
 		}
 		over := 0
 		if size > least[i] {
