@@ -355,6 +355,9 @@ func (m *Model) outputsFor(r *Run, v variant, layer int) []string {
 			add(string(s))
 		}
 	}
+	if len(out) == 0 { // what is captured stands ahead of the block
+		out = append(out, "y")
+	}
 	return out
 }
 

@@ -327,3 +327,32 @@ func TestSpreadOnDevice(t *testing.T) {
 		}
 	})
 }
+
+// TestRunEndsInside: a run for a site of one layer gives what a whole run gives, whether its last block has an output or
+// only the captured site, and also where that stands ahead of the block.
+func TestRunEndsInside(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		g := readGolden(t, "../testdata/goldens/gpt2")
+		m := g.open(t, be, loader.Options{})
+		m.CompileAlways()
+		last := m.Config.Layers - 1
+		sites := []transformer.Site{
+			transformer.ResidPre, transformer.Query, transformer.ResidMid, transformer.Coef, transformer.ResidPost,
+		}
+		whole := run(t, m, g.ids, transformer.Capture{Sites: append(sites, transformer.Logits)})
+		for _, s := range sites {
+			for _, layer := range []int{0, last} {
+				part := run(t, m, g.ids, transformer.Capture{Sites: []transformer.Site{s}, Layers: []int{layer}})
+				got, err := part.Tensor(s, layer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, err := whole.Tensor(s, layer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				near(t, fmt.Sprint(s, " of layer ", layer), got, want, 1e-5)
+			}
+		}
+	})
+}

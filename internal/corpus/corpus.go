@@ -129,7 +129,7 @@ func (c *Corpus) Batches(order []int, tokens int) iter.Seq[[]int] {
 	return func(yield func([]int) bool) {
 		for from := 0; from < len(order); {
 			length := step(c.Size(order[from]))
-			most := max(1, roundDown(tokens/length))
+			most := max(1, tokens/length)
 			to := from + 1
 			for to < len(order) && to-from < most && step(c.Size(order[to])) == length {
 				to++
@@ -140,15 +140,6 @@ func (c *Corpus) Batches(order []int, tokens int) iter.Seq[[]int] {
 			from = to
 		}
 	}
-}
-
-// roundDown gives numbers of rows for which the engine has a shape without padding: multiples of an eighth of the power
-// of two at or below them.
-func roundDown(n int) int {
-	if n <= 8 {
-		return n
-	}
-	return n &^ (max(2, 1<<(bits.Len(uint(n))-4)) - 1)
 }
 
 // step rounds a length up to 1, 2, 3, 4, 6, 8, 12, 16, 24, …: few shapes to compile, at most a half more than needed.
