@@ -306,10 +306,10 @@ func (s *valueSearch) objective(last int) transformer.Objective {
 		}
 		kl := 0.0
 		for i, v := range p.list {
-			kl += v * (float64(logits[i]) - p.lse - s.before[i])
+			kl += v * (p.log(i) - s.before[i])
 		}
 		for i, v := range p.list {
-			grad[i] = float32(s.opts.KL * v * (float64(logits[i]) - p.lse - s.before[i] - kl))
+			grad[i] = float32(s.opts.KL * v * (p.log(i) - s.before[i] - kl))
 		}
 		return s.opts.KL * kl
 	}
@@ -335,20 +335,23 @@ func softmax(logits []float32) vocabularyProbs {
 	return p
 }
 
+// log is the logarithm of a token's probability.
+func (p *vocabularyProbs) log(i int) float64 { return float64(p.logits[i]) - p.lse }
+
 // nll is −share·log P(y), and its gradient by the logits.
 func (p *vocabularyProbs) nll(grad []float32, y int, share float64) float64 {
 	for i, v := range p.list {
 		grad[i] = float32(share * v)
 	}
 	grad[y] -= float32(share)
-	return -share * (float64(p.logits[y]) - p.lse)
+	return -share * p.log(y)
 }
 
 // logSoftmax is log P over the vocabulary, in float64.
 func logSoftmax(logits []float32) []float64 {
 	p := softmax(logits)
-	for i, v := range logits {
-		p.list[i] = float64(v) - p.lse
+	for i := range p.list {
+		p.list[i] = p.log(i)
 	}
 	return p.list
 }

@@ -2,11 +2,11 @@ package routes_test
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"testing"
 
 	"github.com/engram-go/engram/internal/backend/backendtest"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 )
@@ -20,42 +20,7 @@ func TestEffectsAddUp(t *testing.T) {
 		if m.Config.Layout == transformer.PostNorm {
 			continue // the norm's bias is in the state, and there is no sum of logits
 		}
-		ids, target, other := []int{5, 9, 7, 11, 3}, 4, 8
-		sites := []transformer.Site{transformer.ResidMid, transformer.ResidPost}
-		run, err := m.Run(t.Context(), [][]int{ids}, transformer.Capture{Sites: sites, Cuts: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer run.Close()
-		grads, err := m.Gradient(t.Context(), run, transformer.LogitDiff(target, other), transformer.GradientOptions{Sites: sites})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer grads.Close()
-		parts := openParts(t, m, routes.PartsOptions{
-			IDs: ids, Weighting: routes.ByGradient, Target: &target, Other: &other,
-		})
-		for l := range m.Config.Layers {
-			for kind, site := range map[routes.NodeKind]transformer.Site{
-				routes.AttnNode: transformer.ResidMid, routes.BlockNode: transformer.ResidPost,
-			} {
-				if kind == routes.AttnNode && parts.Parallel() {
-					continue
-				}
-				merges, err := parts.At(t.Context(), kind, l, []int{1, 4})
-				if err != nil {
-					t.Fatal(err)
-				}
-				x, slope := tensor(t, run, site, l), tensor(t, grads, site, l)
-				for _, merge := range merges {
-					want, at := 0.0, merge.Node.Position
-					for k, v := range x.At(0, at).Data {
-						want += float64(v) * float64(slope.At(0, at).Data[k])
-					}
-					near(t, fmt.Sprint(name, " ", merge.Node), []float64{sumOf(merge)}, []float64{want}, 1e-4)
-				}
-			}
-		}
+		addUp(t, m, routes.InTerms, probes.Interventions{})
 	}
 }
 

@@ -324,9 +324,6 @@ func (v variant) key(kind string, weights, outputs []string) string {
 // unless the run ends inside one.
 func (m *Model) outputsFor(r *Run, v variant, layer int) []string {
 	var out []string
-	if !m.endsInside(r, layer) {
-		out = append(out, "y")
-	}
 	add := func(name string) {
 		if !slices.Contains(out, name) {
 			out = append(out, name)
@@ -355,8 +352,8 @@ func (m *Model) outputsFor(r *Run, v variant, layer int) []string {
 			add(string(s))
 		}
 	}
-	if len(out) == 0 { // what is captured stands ahead of the block
-		out = append(out, "y")
+	if len(out) == 0 || !m.endsInside(r, layer) { // without others, what is captured stands ahead of the block
+		out = append([]string{"y"}, out...)
 	}
 	return out
 }

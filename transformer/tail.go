@@ -10,12 +10,16 @@ import (
 // What of a run nobody asked for is not computed: layers above the last captured one, of that layer what lies behind
 // the captured sites, and in the last block the positions that the head does not read.
 
+// toTheEnd reports whether a run needs the output of the last layer: for the head, or as a base or for its cut points.
+func (r *Run) toTheEnd() bool {
+	return r.states != nil || r.extend != nil || len(r.capture.Layers) == 0 ||
+		r.capture.wants(Final, -1) || r.capture.wants(Logits, -1)
+}
+
 // depth is one more than the last layer that a run has to compute.
 func (r *Run) depth() int {
-	layers := r.model.Config.Layers
-	if r.states != nil || r.extend != nil || len(r.capture.Layers) == 0 ||
-		r.capture.wants(Final, -1) || r.capture.wants(Logits, -1) {
-		return layers
+	if r.toTheEnd() {
+		return r.model.Config.Layers
 	}
 	return slices.Max(r.capture.Layers) + 1
 }
@@ -23,8 +27,7 @@ func (r *Run) depth() int {
 // endsInside decides whether a layer is left without its output, because it is the last one that is run and only sites
 // inside it are captured. That is another program than that of the layers below, if there are any.
 func (m *Model) endsInside(r *Run, l int) bool {
-	if len(r.capture.Layers) == 0 || l != slices.Max(r.capture.Layers) || r.states != nil || r.extend != nil ||
-		r.capture.wants(Final, -1) || r.capture.wants(Logits, -1) || r.capture.wants(ResidPost, l) {
+	if r.toTheEnd() || l != r.depth()-1 || r.capture.wants(ResidPost, l) {
 		return false
 	}
 	// The down projection is about a third of a block.
