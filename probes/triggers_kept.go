@@ -93,7 +93,9 @@ func (l *kept) before(a, b triggered) bool {
 }
 
 // offer keeps an example of a memory if it belongs to the first k. Of examples that dup holds for the same, the first
-// stays. Calls for different memories may run at the same time.
+// stays. After equal prefixes coefficients are equal; where shapes of batches made their last bits differ, the one that is
+// kept already gives its own to all, so that the order of the corpus decides between them. Calls for different memories
+// may run at the same time.
 func (l *kept) offer(memory int, e triggered, dup *duplicates) {
 	if !(l.tail.order(e.value) >= l.floor[memory]) { // also where it is NaN
 		return
@@ -103,9 +105,14 @@ func (l *kept) offer(memory int, e triggered, dup *duplicates) {
 	for n > from && l.sequence[n-1] < 0 {
 		n--
 	}
+	for i := from; i < n; i++ {
+		if dup.samePrefix(e, l.at(i)) {
+			e.value = l.value[i]
+			break
+		}
+	}
 	if twin := l.twin(from, n, e, dup); twin >= 0 {
-		other := l.at(twin)
-		if other.sequence == e.sequence && other.position == e.position || !l.replaces(e, other, dup) {
+		if !l.before(e, l.at(twin)) {
 			return
 		}
 		l.remove(twin, n)
@@ -137,15 +144,6 @@ func (l *kept) twin(from, to int, e triggered, dup *duplicates) int {
 	return -1
 }
 
-// replaces reports whether e takes the place of its twin. After equal prefixes coefficients are equal; where shapes of
-// batches made their last bits differ, the order of the corpus decides all the same.
-func (l *kept) replaces(e, twin triggered, dup *duplicates) bool {
-	if dup.samePrefix(e, twin) {
-		return e.sequence < twin.sequence
-	}
-	return l.before(e, twin)
-}
-
 func (l *kept) remove(i, n int) {
 	for ; i+1 < n; i++ {
 		l.put(i, l.at(i+1))
@@ -168,7 +166,7 @@ func (l *kept) merge(o *kept, shift int32, dup *duplicates) {
 	})
 }
 
-// setFloor follows a memory's last example. What is less by no more than the last bits may take the place of its twin.
+// setFloor follows a memory's last example. What is less by no more than the last bits may have the same prefix.
 func (l *kept) setFloor(memory int, last float32) {
 	l.floor[memory] = l.tail.order(last) - 1e-5*float32(math.Abs(float64(last))) - 1e-6
 }

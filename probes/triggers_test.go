@@ -324,31 +324,41 @@ func sameTriggers(t *testing.T, what string, got, want []probes.Trigger, top int
 	}
 }
 
-// TestTies: sequences of one length that begin alike have equal coefficients there, and the first is kept, whatever the
-// batches.
+// TestTies: sequences that begin alike have equal coefficients there, also where lengths differ, and stand in the order of
+// the corpus, whatever the batches.
 func TestTies(t *testing.T) {
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		rows := [][]int{{1, 400, 300, 10, 20}, {1, 400, 300, 11, 21}, {1, 400, 300, 12, 22}, {1, 400, 300, 10, 23}}
+		long := []int{1, 400, 300, 9}
+		for len(long) < 60 {
+			long = append(long, 500-len(long))
+		}
+		rows = append(rows, long, append([]int{1, 400, 300, 8}, long[4:20]...))
 		for _, batch := range []int{1, 10, 1000} {
-			opts := probes.TriggersOptions{Texts: probes.Texts{IDs: rows}, Batch: batch, EveryPosition: true, Window: 3, Top: 20}
+			opts := probes.TriggersOptions{Texts: probes.Texts{IDs: rows}, Batch: batch, EveryPosition: true, Window: 3, Top: 120}
 			x := build(t, m, opts)
 			for memory := range m.Config.Memories(0) {
 				got, err := x.Triggers(transformer.Neuron{Layer: 2, Index: memory}, probes.Positive)
 				if err != nil {
 					t.Fatal(err)
 				}
-				var at []int // sequences in which position 2 is an example, and those in which position 1 is
+				var at []int // sequences in which position 2 is an example
+				var value float64
 				for _, e := range got {
 					if e.Position == 1 && e.Sequence != 0 {
 						t.Errorf("batch %d: position 1 of sequence %d stands for those before it", batch, e.Sequence)
 					}
 					if e.Position == 2 {
 						at = append(at, e.Sequence)
+						if len(at) > 1 && e.Value != value {
+							t.Errorf("batch %d, memory %d: %v and %v after equal prefixes", batch, memory, value, e.Value)
+						}
+						value = e.Value
 					}
 				}
 				// 400 300 10 is in sequences 0 and 3, of which the first stays; the others' next tokens differ.
-				if !slices.Equal(at, []int{0, 1, 2}) {
+				if !slices.Equal(at, []int{0, 1, 2, 4, 5}) {
 					t.Errorf("batch %d, memory %d: position 2 in sequences %v", batch, memory, at)
 				}
 			}
