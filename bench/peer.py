@@ -7,7 +7,8 @@ forward computes logits of the last position only, as engram does; gradient adds
 last position: for each layer a whole forward pass with a row for each step, and a backward pass to that layer.
 triggers B T N K is a loop over N such batches that keeps the coefficients of a batch by
 forward hooks, takes the best position of every row, and merges the rows with the K best so far by torch.topk. peak JOB
-prints MiB instead of seconds, the largest resident size during the job.
+prints MiB instead of seconds, the largest resident size during the job. attributions FILE T STEPS writes what knowledge
+T STEPS finds, float32 by layer and memory.
 """
 import os, sys, time
 
@@ -146,11 +147,18 @@ def peak(name, *args):
         return next(int(line.split()[1]) for line in f if line.startswith("VmHWM")) / 1024
 
 
+def attributions(path, *args):
+    knowledge(*map(int, args)).detach().numpy().tofile(path)
+
+
 def run(name, *args):
-    return peak(*args) if name == "peak" else jobs[name](*map(int, args))
+    if name in words:
+        return words[name](*args)
+    return jobs[name](*map(int, args))
 
 
 jobs = {"triggers": triggers, "forward": forward, "gradient": gradient, "generate": generate, "knowledge": knowledge, "routes": routes}
+words = {"peak": peak, "attributions": attributions}
 print("ready", torch.__version__, transformers.__version__, flush=True)
 for line in sys.stdin:
     start = time.perf_counter()

@@ -179,17 +179,15 @@ func addsFFN(m *transformer.Model) bool {
 // last δ whose loss was one.
 func (s *valueSearch) run(ctx context.Context) error {
 	for step := 1; ; step++ {
-		loss, grads, err := s.evaluate(ctx)
+		loss, grads, err := s.evaluate(ctx, step)
 		if err != nil {
 			return err
 		}
-		ok := true
-		for i, a := range s.at {
-			loss.Decay += s.opts.Decay * norm(a.delta) / dot(a.initial, a.initial)
-			ok = ok && finite(norm(grads[i]))
+		ok := finite(loss.Total)
+		for _, g := range grads {
+			ok = ok && finite(norm(g))
 		}
-		loss.Total = loss.NLL + loss.KL + loss.Decay
-		if !ok || !finite(loss.Total) {
+		if !ok {
 			s.stopped = fmt.Sprintf("the loss is not a number at evaluation %d: the δ before it is kept", step)
 			for _, a := range s.at {
 				a.delta = a.good
@@ -201,13 +199,18 @@ func (s *valueSearch) run(ctx context.Context) error {
 		for _, a := range s.at {
 			a.trace = append(a.trace, slices.Clone(a.delta))
 		}
-		if loss.Total < s.opts.EarlyStop || step == s.opts.Steps || s.isSettled(loss) {
+		if s.ends(loss, step) {
 			return nil
 		}
 		for i, a := range s.at {
 			a.step(step, grads[i], s.opts)
 		}
 	}
+}
+
+// ends reports whether an evaluation is the last, so that nothing needs its gradient.
+func (s *valueSearch) ends(l Loss, step int) bool {
+	return !finite(l.Total) || l.Total < s.opts.EarlyStop || step == s.opts.Steps || s.isSettled(l)
 }
 
 // isSettled is PMET's reason to end.
@@ -239,12 +242,16 @@ func adam(first, second *float64, g float64, step int) float64 {
 	return m / (math.Sqrt(v) + eps)
 }
 
-// evaluate gives the loss at δ and its gradients, without the decay's. Only layers above the edit and positions from
-// the subject's last token on are run.
-func (s *valueSearch) evaluate(ctx context.Context) (Loss, [][]float64, error) {
+// evaluate gives the loss at δ and its gradients without the decay's, none where the search ends. Only layers above the
+// edit and positions from the subject's last token on are run.
+func (s *valueSearch) evaluate(ctx context.Context, step int) (Loss, [][]float64, error) {
 	lookups, lowest := s.w.lookups(), s.m.Config.Layers
 	var ivs []transformer.Intervention
-	opts := transformer.GradientOptions{Reads: s.w.reads()}
+	var loss Loss
+	opts := transformer.GradientOptions{Reads: s.w.reads(), Enough: func(values []float64) bool {
+		loss = s.loss(values)
+		return s.ends(loss, step)
+	}}
 	for _, a := range s.at {
 		for row, at := range lookups {
 			ivs = append(ivs, transformer.Intervention{
@@ -261,16 +268,14 @@ func (s *valueSearch) evaluate(ctx context.Context) (Loss, [][]float64, error) {
 		return Loss{}, nil, err
 	}
 	defer run.Close()
-	last := len(opts.Reads) - 1
 	s.reached = 0
-	g, err := s.m.Gradient(ctx, run, s.objective(last), opts)
+	g, err := s.m.Gradient(ctx, run, s.objective(len(opts.Reads)-1), opts)
 	if err != nil {
 		return Loss{}, nil, err
 	}
 	defer g.Close()
-	loss := Loss{KL: g.Values[last]}
-	for _, v := range g.Values[:last] {
-		loss.NLL += v
+	if s.ends(loss, step) {
+		return loss, nil, nil
 	}
 	grads := make([][]float64, len(s.at))
 	for i, a := range s.at {
@@ -286,6 +291,20 @@ func (s *valueSearch) evaluate(ctx context.Context) (Loss, [][]float64, error) {
 		}
 	}
 	return loss, grads, nil
+}
+
+// loss puts together what the reads gave, the last of which is the drift, and the decay.
+func (s *valueSearch) loss(values []float64) Loss {
+	last := len(values) - 1
+	l := Loss{KL: values[last]}
+	for _, v := range values[:last] {
+		l.NLL += v
+	}
+	for _, a := range s.at {
+		l.Decay += s.opts.Decay * norm(a.delta) / dot(a.initial, a.initial)
+	}
+	l.Total = l.NLL + l.KL + l.Decay
+	return l
 }
 
 // objective is the loss by read: the target's tokens in equal parts, and at the last read the drift, κ·KL(P ‖ P₀).

@@ -30,13 +30,18 @@ func (b *block) project(x *Node) *Node {
 	return affine(x, b.in["qkv"], b.in["qkv.bias"])
 }
 
-// attend turns the joint projection into head outputs [B,S,H,dh].
-func (b *block) attend(qkv *Node) *Node {
+// split cuts the joint projection into queries [B,S,H·dh], keys and values [B,S,Hk·dh].
+func (b *block) split(qkv *Node) (q, k, v *Node) {
 	a := &b.cfg.Attention
-	n, s := qkv.Shape().Dim(0), qkv.Shape().Dim(1)
 	width, kv := a.Heads*a.HeadSize, a.KVHeads*a.HeadSize
 	cut := func(from, to int) *Node { return Slice(qkv, AxisRange(), AxisRange(), AxisRange(from, to)) }
-	q, k, v := cut(0, width), cut(width, width+kv), cut(width+kv, width+2*kv)
+	return cut(0, width), cut(width, width+kv), cut(width+kv, width+2*kv)
+}
+
+// attend turns queries, keys and values into head outputs [B,S,H,dh].
+func (b *block) attend(q, k, v *Node) *Node {
+	a := &b.cfg.Attention
+	n, s := q.Shape().Dim(0), q.Shape().Dim(1)
 	if a.QKNorm == JointQKNorm {
 		q, k = b.cfg.Norm.normalise(q, b.in["q_norm.gain"], nil), b.cfg.Norm.normalise(k, b.in["k_norm.gain"], nil)
 	}
@@ -58,27 +63,55 @@ func (b *block) attend(qkv *Node) *Node {
 	return b.at(HeadOut, b.mix(pattern, v))
 }
 
-// group splits the H query heads of x [B,S,H,dh] by the key-value head they share and by base row:
-// [C,N,S,Hk,G,dh], row = c·N + n.
-func (b *block) group(x *Node, rows int) *Node {
+// smallHead and smallProduct say when attention's products of a row and a head are formed all in one loop: a call of XLA's
+// matrix product for each takes longer (72 of 7×24 positions and heads of 32: a quarter of a block). Wider heads and more
+// positions are faster by calls, their way back above all.
+const smallHead, smallProduct = 32, 256
+
+// smallProducts reports whether s queries and t keys of a row are few.
+func (b *block) smallProducts(s, t int) bool {
+	return b.cfg.Attention.HeadSize <= smallHead && s*t <= smallProduct
+}
+
+// queryKey are the products of queries [C·N,S,H,dh] and keys [N,T,Hk,dh], [C·N,H,S,T]: row c·N + n sees keys n.
+func (b *block) queryKey(q, k *Node) *Node {
 	a := &b.cfg.Attention
-	n, s := x.Shape().Dim(0), x.Shape().Dim(1)
-	return Reshape(x, n/rows, rows, s, a.KVHeads, a.Heads/a.KVHeads, a.HeadSize)
+	all, s, n, t := q.Shape().Dim(0), q.Shape().Dim(1), k.Shape().Dim(0), k.Shape().Dim(1)
+	q = Reshape(q, all/n, n, s, a.KVHeads, a.Heads/a.KVHeads, a.HeadSize)
+	var y *Node
+	if b.smallProducts(s, t) {
+		q, k = TransposeAllAxes(q, 0, 1, 3, 4, 2, 5), TransposeAllAxes(k, 0, 2, 3, 1)
+		y = ReduceSum(Mul(InsertAxes(q, -1), Reshape(k, 1, n, a.KVHeads, 1, 1, a.HeadSize, t)), 5)
+	} else {
+		y = Einsum("cnskge,ntke->cnkgst", q, k)
+	}
+	return Reshape(y, all, a.Heads, s, t)
+}
+
+// weigh is pattern [C·N,H,S,T] · values [N,T,Hk,dh], [C·N,S,H,dh].
+func (b *block) weigh(pattern, v *Node) *Node {
+	a := &b.cfg.Attention
+	all, s, n, t := pattern.Shape().Dim(0), pattern.Shape().Dim(2), v.Shape().Dim(0), v.Shape().Dim(1)
+	pattern = Reshape(pattern, all/n, n, a.KVHeads, a.Heads/a.KVHeads, s, t)
+	var z *Node
+	if b.smallProducts(s, t) {
+		v = Reshape(TransposeAllAxes(v, 0, 2, 1, 3), 1, n, a.KVHeads, 1, 1, t, a.HeadSize)
+		z = TransposeAllAxes(ReduceSum(Mul(InsertAxes(pattern, -1), v), 5), 0, 1, 4, 2, 3, 5)
+	} else {
+		z = Einsum("cnkgst,ntke->cnskge", pattern, v)
+	}
+	return Reshape(z, all, s, a.Heads, a.HeadSize)
 }
 
 // scores are the masked attention scores [B,H,S,P+T] of S queries over P base slots and the block's own T slots;
 // positions [B,T] are those of the slots.
 func (b *block) scores(q, k, positions *Node) *Node {
 	a := &b.cfg.Attention
-	n, s, t := q.Shape().Dim(0), q.Shape().Dim(1), k.Shape().Dim(1)
-	own := Einsum("nskge,ntke->nkgst", Reshape(q, n, s, a.KVHeads, a.Heads/a.KVHeads, a.HeadSize), k)
-	scores := Reshape(own, n, a.Heads, s, t)
-	keys := positions
+	n, t := q.Shape().Dim(0), k.Shape().Dim(1)
+	scores, keys := b.queryKey(q, k), positions
 	if base := b.in["base_k"]; base != nil {
-		rows, slots := base.Shape().Dim(0), base.Shape().Dim(1)
-		past := Einsum("cnskge,npke->cnkgsp", b.group(q, rows), base)
-		scores = Concatenate([]*Node{Reshape(past, n, a.Heads, s, slots), scores}, -1)
-		iota := Iota(q.Graph(), shapes.Make(dtypes.Int32, n, slots), 1)
+		scores = Concatenate([]*Node{b.queryKey(q, base), scores}, -1)
+		iota := Iota(q.Graph(), shapes.Make(dtypes.Int32, n, base.Shape().Dim(1)), 1)
 		keys = Concatenate([]*Node{iota, positions}, -1)
 	}
 	scale := b.in["scale"]
@@ -138,24 +171,17 @@ func (b *block) sameRow(n, s, past, own int) *Node {
 	return Concatenate([]*Node{ahead, Equal(of, BroadcastToDims(InsertAxes(row, 1), n, s, own))}, -1)
 }
 
-// mix is pattern·v, [B,S,H,dh].
+// mix is pattern·v over the base's values and the block's own, [B,S,H,dh].
 func (b *block) mix(pattern, v *Node) *Node {
-	a := &b.cfg.Attention
-	n, t, s, groups := v.Shape().Dim(0), v.Shape().Dim(1), pattern.Shape().Dim(2), a.Heads/a.KVHeads
 	base := b.in["base_v"]
-	own := pattern
-	if base != nil {
-		total := pattern.Shape().Dim(3)
-		own = Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(total-t, total))
+	if base == nil {
+		return b.weigh(pattern, v)
 	}
-	z := Einsum("nkgst,ntke->nskge", Reshape(own, n, a.KVHeads, groups, s, t), v)
-	if base != nil {
-		rows, slots := base.Shape().Dim(0), base.Shape().Dim(1)
-		past := Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(0, slots))
-		past = Reshape(past, n/rows, rows, a.KVHeads, groups, s, slots)
-		z = Add(z, Reshape(Einsum("cnkgsp,npke->cnskge", past, base), z.Shape().Dimensions...))
+	slots := base.Shape().Dim(1)
+	cut := func(from, to int) *Node {
+		return Slice(pattern, AxisRange(), AxisRange(), AxisRange(), AxisRange(from, to))
 	}
-	return Reshape(z, n, s, a.Heads, a.HeadSize)
+	return Add(b.weigh(cut(slots, slots+v.Shape().Dim(1)), v), b.weigh(cut(0, slots), base))
 }
 
 // attnProject is the output projection of the heads, [B,S,d].

@@ -142,18 +142,20 @@ func (b *block) backMid(d *Node, c *cuts, grads nodes) (dX, dAttn *Node) {
 
 // backAttention goes from the raw output projection to attention's input. Base keys and values are constants.
 func (b *block) backAttention(d *Node, c *cuts, grads nodes) *Node {
-	z := b.attend(c.qkv)
+	q, k, v := b.split(c.qkv)
+	z := b.attend(q, k, v)
 	dz := Reshape(b.back(d, string(SlotO)), z.Shape().Dimensions...)
 	grads[string(HeadOut)] = dz
 	sites := []Site{Query, Key, Value, Pattern}
-	xs := []*Node{c.qkv}
+	xs := []*Node{q, k, v} // apart, because the gradient of a slice is a sum over the whole
 	for _, s := range sites {
 		xs = append(xs, b.seen[s])
 	}
 	g := pull(z, dz, xs...)
 	for i, s := range sites {
-		grads[string(s)] = g[i+1]
+		grads[string(s)] = g[i+3]
 	}
-	grads[string(projection)] = g[0]
-	return b.back(g[0], "qkv")
+	joint := Concatenate(g[:3], -1)
+	grads[string(projection)] = joint
+	return b.back(joint, "qkv")
 }

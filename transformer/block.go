@@ -90,7 +90,7 @@ func (b *block) forward(x *Node) (*Node, *cuts) {
 	c.x = b.at(ResidPre, x)
 	normed := b.attnIn(c.x)
 	c.qkv = b.project(normed)
-	c.attnProject = b.attnProject(b.attend(c.qkv))
+	c.attnProject = b.attnProject(b.attend(b.split(c.qkv)))
 	c.x, normed = b.few(c.x), b.few(normed)
 	c.mid = b.joinMid(c.x, b.attnOut(c.attnProject))
 	ffnIn := b.ffnIn(c.x, normed, c.mid)

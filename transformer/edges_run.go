@@ -242,7 +242,7 @@ func (b *block) edges(each, slots int) *Node {
 		return tileRows(Gather(x, b.in["corrupt_at"]), each)
 	}
 	read := b.readers(corrupt(ResidPre), diffs, b.in["attn_mask"])
-	z := b.attend(b.projectEach(read, slots))
+	z := b.attend(b.split(b.projectEach(read, slots)))
 	was := Reshape(corrupt(HeadOut), z.Shape().Dimensions...)
 	heads := Sub(b.headWrites(z), b.headWrites(was))
 	before := corrupt(ResidMid)

@@ -66,6 +66,9 @@ type GradientOptions struct {
 	// Reads, unless nil, are the places whose logits the objective reads, in place of Position at every row: it is
 	// called with the index of the read instead of the row, and Gradients.Values has one number for each.
 	Reads []Read
+	// Enough, unless nil, is told the objective by read before anything is differentiated. If it says yes, the gradients
+	// hold nothing but these values. GradientFrom does not ask.
+	Enough func(values []float64) bool
 	// Inputs keeps what EdgeScores needs: the gradients of the joint q·k·v projection ahead of norms and rotation, of
 	// what FFNs read, and of the last stream.
 	Inputs bool
@@ -99,7 +102,7 @@ func (m *Model) Gradient(ctx context.Context, r *Run, of Objective, opts Gradien
 		return nil, fmt.Errorf("%w: no objective", ErrGradient)
 	}
 	return m.gradient(ctx, r, opts, func(g *Gradients) (*tensors.Tensor, error) {
-		return m.backHead(r, of, opts.reads(r), g)
+		return m.backHead(r, of, &opts, g)
 	})
 }
 
@@ -153,6 +156,9 @@ func (m *Model) gradient(
 	if err != nil {
 		return nil, err
 	}
+	if v == nil {
+		return g, nil
+	}
 	if opts.Inputs {
 		out.last = v
 		out.own(v)
@@ -203,9 +209,10 @@ func (o *GradientOptions) reads(r *Run) []Read {
 	return out
 }
 
-// backHead computes the objective and its gradient by the residual stream after the last block, in bucket shape.
-func (m *Model) backHead(r *Run, of Objective, reads []Read, g *Gradients) (*tensors.Tensor, error) {
-	c := m.Config
+// backHead computes the objective and its gradient by the residual stream after the last block, in bucket shape; nil
+// where the objective is enough.
+func (m *Model) backHead(r *Run, of Objective, opts *GradientOptions, g *Gradients) (*tensors.Tensor, error) {
+	c, reads := m.Config, opts.reads(r)
 	if len(reads) == 0 {
 		return nil, fmt.Errorf("%w: nothing is read", ErrGradient)
 	}
@@ -251,6 +258,9 @@ func (m *Model) backHead(r *Run, of Objective, reads []Read, g *Gradients) (*ten
 				d[j] *= 1 - (y/float32(c.LogitSoftcap))*(y/float32(c.LogitSoftcap))
 			}
 		}
+	}
+	if opts.Enough != nil && opts.Enough(slices.Clone(g.Values)) {
+		return nil, nil
 	}
 	return m.backFinal(r, at, cot)
 }

@@ -241,6 +241,32 @@ func TestGradientLayers(t *testing.T) {
 	})
 }
 
+// TestGradientEnough: an objective that is enough is told as it is otherwise, and nothing is differentiated.
+func TestGradientEnough(t *testing.T) {
+	onReference(t, []string{"gpt2"}, nil, func(t *testing.T, b *bench) {
+		r := run(t, b.Model, b.ids, transformer.Capture{Cuts: true})
+		of := transformer.LogitDiff(1, 2)
+		all := b.gradient(t, r, of, 0)
+		for _, enough := range []bool{false, true} {
+			var told []float64
+			g, err := b.Gradient(t.Context(), r, of, transformer.GradientOptions{
+				Sites:  []transformer.Site{transformer.Coef},
+				Enough: func(values []float64) bool { told = values; return enough },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(told, all.Values) || !slices.Equal(g.Values, all.Values) {
+				t.Errorf("values %v, told %v, want %v", g.Values, told, all.Values)
+			}
+			if _, err := g.Tensor(transformer.Coef, 1); errors.Is(err, transformer.ErrSite) != enough {
+				t.Errorf("enough %t: %v", enough, err)
+			}
+			g.Close()
+		}
+	})
+}
+
 // TestBadGradients: each gradient that cannot be taken is refused, and the message says why.
 func TestBadGradients(t *testing.T) {
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {

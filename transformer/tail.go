@@ -45,8 +45,8 @@ type tail struct {
 }
 
 // compileWork is how many multiply-adds a special program has to have saved before it is worth compiling: half a
-// second's.
-const compileWork = 4e10
+// second's at small widths, where a block does about 4e10 a second.
+const compileWork = 2e10
 
 // savesEnough counts what a special program of a shape would have saved and says when that makes up for compiling it.
 // The caller holds the lock.

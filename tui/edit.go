@@ -39,7 +39,8 @@ type madeEdit struct {
 	request editing.Request
 	edits   []*editing.Edit
 	replies *editing.RepliesResult
-	roles   []string // of the replies' prompts
+	roles   []string              // of the replies' prompts
+	impact  *editing.ImpactResult // nil until it is asked for
 }
 
 // Roles of prompts that an edit is tested with.
@@ -82,6 +83,7 @@ func (s *editScreen) Keys() []Binding {
 		bind("a layer down", func() tea.Cmd { return s.moveLayer(-1) }, "-"),
 		bind("the clamp: how long the change may be, in lengths of the original output", s.askClamp, "c"),
 		bind("statistics of keys, or none (identity)", s.switchStatistics, "S"),
+		bind("the impact: what the edit does to the program's text", s.askImpact, "i"),
 		bind("add a prompt to test with", s.askOwn, "n"),
 		bind("take the last prompt to test with away", s.dropOwn, "N"),
 		bind("earlier in the stack", func() tea.Cmd { return s.reorder(-1) }, "["),

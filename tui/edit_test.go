@@ -74,6 +74,13 @@ func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
 			t.Errorf("P(Rome) %g after the edit", s.made.edits[0].TargetProbAfter)
 		}
 		allGood(t, s, method == editing.MethodRROME)
+		d.keys("i")
+		contains(t, d, "impact of Eiffel Tower", "The 20 contexts of", "Paris", "Rome", "*!")
+		d.keys("esc")
+		contains(t, d, impactText(s.made.impact))
+		if len(a.state.Model.Deltas()) != 0 || s.made.impact.Related.Flips == 0 {
+			t.Errorf("changes of weights %v, impact %+v", a.state.Model.Deltas(), s.made.impact.Related)
+		}
 		d.keys("a", "1")
 		contains(t, d, "> ·Rome", "1 edit")
 		d.run(a.Open("edit"))

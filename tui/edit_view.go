@@ -200,6 +200,13 @@ func (s *editScreen) testLines(w int) []string {
 		l.cell(Style{}, s.reply(&p.Before), reply, false).add(" ").cell(Style{}, s.reply(&p.After), reply, false).add(" ")
 		out = append(out, l.put(style, text).String())
 	}
+	impact := newLine(w).add("  ").cell(t.Faint, "impact", words, false).add(" ")
+	if r := s.made.impact; r != nil {
+		impact.add(impactText(r))
+	} else {
+		impact.put(t.Faint, "i looks for contexts of the program's text that change")
+	}
+	out = append(out, impact.String())
 	for _, e := range s.made.edits {
 		for _, warning := range e.Warnings {
 			for _, l := range wrap("warning: "+oneLine(warning), w-4) {
@@ -289,6 +296,9 @@ func (s *editScreen) Plain() string {
 			fmt.Fprintf(&b, "%s: %s: before %s, after %s, %s\n", s.made.roles[i], display.Text(p.Prompt),
 				s.reply(&p.Before), s.reply(&p.After), text)
 		}
+	}
+	if s.made != nil && s.made.impact != nil {
+		fmt.Fprintf(&b, "impact: %s\n", impactText(s.made.impact))
 	}
 	for i := range s.a.state.Edits {
 		e := &s.a.state.Edits[i]
