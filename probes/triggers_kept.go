@@ -93,9 +93,9 @@ func (l *kept) before(a, b triggered) bool {
 }
 
 // offer keeps an example of a memory if it belongs to the first k. Of examples that dup holds for the same, the first
-// stays. After equal prefixes coefficients are equal; where shapes of batches made their last bits differ, the one that is
-// kept already gives its own to all, so that the order of the corpus decides between them. Calls for different memories
-// may run at the same time.
+// stays. After equal prefixes coefficients are equal; where shapes of batches made their last bits differ, the one that
+// is kept already gives its own to all, so that the order of the corpus decides between them. Calls for different
+// memories may run at the same time.
 func (l *kept) offer(memory int, e triggered, dup *duplicates) {
 	if !(l.tail.order(e.value) >= l.floor[memory]) { // also where it is NaN
 		return

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 
 	"github.com/engram-go/engram/internal/journal"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -25,6 +27,9 @@ type AggregateOptions struct {
 	Everywhere bool // a prediction at every position behind the first; otherwise at the last one
 	ByPosition bool // predictions are labelled by their position, not by their record
 	NoRoles    bool // leave out what heads do over whole prompts, which needs the parts of every state
+	// Interventions act on every prompt, which then is run alone; record i takes resampled values from reference row i,
+	// counted round and round.
+	Interventions probes.Interventions
 	// Words numbers the words of tokens, for the share of attention within words; nil leaves that out.
 	Words func(ids []int) []int
 
@@ -143,6 +148,7 @@ func (g *aggregation) open() error {
 	identity, err := json.Marshal(map[string]any{
 		"job": "routes aggregate 1", "model": g.m.Fingerprint, "threshold": g.Threshold, "data": g.Data,
 		"everywhere": g.Everywhere, "by_position": g.ByPosition, "roles": !g.NoRoles, "words": g.Words != nil,
+		"interventions": g.Interventions.Strings(), "reference": g.Interventions.Reference,
 	})
 	if err != nil {
 		return err
@@ -223,8 +229,22 @@ func (g *aggregation) keep() error {
 	return g.book.Append(raw)
 }
 
-// add runs a batch and adds its predictions to a copy of the tally, which takes its place when all went well.
+// add adds a batch's predictions to a copy of the tally, which takes its place when all went well.
 func (g *aggregation) add(ctx context.Context, batch []Record) error {
+	next := g.tally.clone()
+	add := g.addBatch
+	if len(g.Interventions.Changes) > 0 {
+		add = g.addChanged
+	}
+	if err := add(ctx, next, batch); err != nil {
+		return err
+	}
+	g.tally = next
+	return nil
+}
+
+// addBatch runs prompts at once.
+func (g *aggregation) addBatch(ctx context.Context, to *tally, batch []Record) error {
 	ids := make([][]int, len(batch))
 	for i, r := range batch {
 		ids[i] = r.IDs
@@ -234,17 +254,36 @@ func (g *aggregation) add(ctx context.Context, batch []Record) error {
 		return err
 	}
 	defer run.Close()
-	next := g.tally.clone()
 	for row, r := range batch {
 		p, err := OpenParts(ctx, g.m, PartsOptions{Run: run, Row: row})
 		if err != nil {
 			return err
 		}
-		if err := g.record(ctx, next, p, r.Label); err != nil {
+		if err := g.record(ctx, to, p, r.Label); err != nil {
 			return err
 		}
 	}
-	g.tally = next
+	return nil
+}
+
+// addChanged runs each prompt under the interventions.
+func (g *aggregation) addChanged(ctx context.Context, to *tally, batch []Record) error {
+	for i, r := range batch {
+		iv := g.Interventions
+		if n := len(iv.Reference); n > 0 {
+			from := (g.tally.Records + i) % n
+			iv.Reference = slices.Concat(iv.Reference[from:], iv.Reference[:from])
+		}
+		p, err := OpenParts(ctx, g.m, PartsOptions{IDs: r.IDs, Interventions: iv})
+		if err != nil {
+			return err
+		}
+		err = g.record(ctx, to, p, r.Label)
+		p.Close()
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -160,6 +160,35 @@ func TestAggregateCountsGraphs(t *testing.T) {
 	}
 }
 
+// TestAggregateUnderInterventions: each prompt is decomposed as it is under the interventions, and takes resampled values
+// from a reference row of its own.
+func TestAggregateUnderInterventions(t *testing.T) {
+	m := open(t, backendtest.Open(t, "go"), "stories")
+	iv := under(t, m, "scale L0H2=0.5 @all", "ablate L1N3,L2H1 @all", "resample L1H0 @1")
+	cut := threshold(routes.Filter, 0.1)
+	got := aggregate(t, m, routes.AggregateOptions{Records: records(dataset()...), Threshold: cut, Batch: 5, Interventions: iv})
+	plain := aggregate(t, m, routes.AggregateOptions{Records: records(dataset()...), Threshold: cut, Batch: 5})
+	want := make([]float64, len(got.Heads))
+	for i, r := range dataset() {
+		own := iv
+		own.Reference = [][]int{iv.Reference[i%2], iv.Reference[(i+1)%2]}
+		p := openParts(t, m, routes.PartsOptions{IDs: r.IDs, Interventions: own})
+		for _, e := range graphOf(t, p, cut, routes.Node{Kind: routes.BlockNode, Layer: 4, Position: len(r.IDs) - 1}).Edges {
+			if e.Kind == routes.Attn {
+				want[e.Layer*m.Config.Attention.Heads+e.Head] += e.Weight / float64(len(dataset()))
+			}
+		}
+	}
+	changed := 0.0
+	for i, h := range got.Heads {
+		near(t, h.Head, []float64{h.Importance}, want[i:i+1], 1e-6)
+		changed += math.Abs(h.Importance - plain.Heads[i].Importance)
+	}
+	if changed < 0.01 {
+		t.Errorf("interventions change the importances of heads by %g", changed)
+	}
+}
+
 // TestAggregateGoesOn: a job that is interrupted and started again gives what an uninterrupted one gives, byte for byte,
 // without running the first records again; other data or options do not take its file.
 func TestAggregateGoesOn(t *testing.T) {

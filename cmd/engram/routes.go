@@ -200,7 +200,7 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 	}
 	parts, err := routes.OpenParts(ctx, m, f.parts(cmd, r.ids()))
 	if err != nil {
-		return f.refused(err)
+		return f.changes.refused(err)
 	}
 	defer parts.Close()
 	got, err := a.graph(cmd, f, parts)
@@ -209,7 +209,7 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 	}
 	f.describe(m, got)
 	if err := f.splitFFNs(cmd, parts, got); err != nil {
-		return f.refused(err)
+		return f.changes.refused(err)
 	}
 	if f.verify.on {
 		if err := a.verifyRoutes(cmd, f, parts, got); err != nil {
@@ -227,8 +227,8 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 }
 
 // refused says what can be done about an intervention that routes do not know.
-func (f *routesFlags) refused(err error) error {
-	if f.changes.given() && errors.Is(err, routes.ErrParts) {
+func (f *changeFlags) refused(err error) error {
+	if f.given() && errors.Is(err, routes.ErrParts) {
 		return withHint(err, "heads, memories and what is added to the stream can be changed; "+
 			"engram effect takes any intervention")
 	}

@@ -26,6 +26,7 @@ import (
 type aggregateFlags struct {
 	graph   routesFlags // for the threshold
 	corpus  corpusFlags
+	changes changeFlags
 	records string
 	by, out string
 	top     int
@@ -44,6 +45,7 @@ func (a *app) aggregateCommand() *cobra.Command {
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runAggregate(cmd, &f) })
 	f.corpus.register(cmd)
 	f.graph.registerThreshold(cmd)
+	f.changes.register(cmd)
 	c := cmd.Flags()
 	c.StringVar(&f.records, "records", "", `file of JSON lines with "text" or "ids", and "label"`)
 	c.BoolVar(&f.opts.Everywhere, "every", false, "a prediction at every position behind the first")
@@ -80,6 +82,10 @@ func (f *aggregateFlags) check() error {
 		f.opts.Part = f.out + ".part"
 	}
 	f.opts.Threshold, f.opts.ByPosition = f.graph.cut, f.by == "position"
+	var err error
+	if f.opts.Interventions, err = f.changes.parse(); err != nil {
+		return err
+	}
 	return bounds(map[string][2]int{"bootstrap": {f.opts.Bootstrap, 1}, "show": {f.top, 1}})
 }
 
@@ -90,6 +96,9 @@ func (a *app) runAggregate(cmd *cobra.Command, f *aggregateFlags) error {
 	ctx := cmd.Context()
 	m, err := a.open(ctx, 1<<14)
 	if err != nil {
+		return err
+	}
+	if err := a.ready(ctx, &f.changes, &f.opts.Interventions); err != nil {
 		return err
 	}
 	files := f.corpus.texts
@@ -110,7 +119,7 @@ func (a *app) runAggregate(cmd *cobra.Command, f *aggregateFlags) error {
 	got, err := routes.Aggregate(ctx, m, f.opts)
 	line.Clear()
 	if err != nil {
-		return err
+		return f.changes.refused(err)
 	}
 	conventions := map[string]string{
 		"importance": "mean over predictions of the sum of a part's kept weights; " + got.Threshold.Text(),
@@ -119,6 +128,7 @@ func (a *app) runAggregate(cmd *cobra.Command, f *aggregateFlags) error {
 		"specialisation": "frequency less the largest of another label; 95 % interval of bootstrap draws",
 		"merge":          "share of earlier pieces of the same word over what their number among pairs would give",
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	return a.into(cmd, f.out, f.force, func() error {
 		return a.print("routes.aggregate", got, conventions, func(p *page) { writeAggregate(p, got, f.top) })
 	})
