@@ -40,7 +40,7 @@ func (o PMETOptions) Edit(
 // PMET is MEMIT with another target (Li et al. 2024, arXiv 2308.08742): what attention and what the down projection of
 // the last layer add are searched together, and only the latter is written, since attention knows how to extract and
 // not what. Tokens of the target that are the most probable ones already weigh a tenth in the search, which ends when
-// all are and the drift is at most 0.01. Each layer takes 1/√(layers to go) of what is left, which together is more than
+// all are and the drift is at most 0.01. Each layer takes 1/√(layers to go) of what is left. Together that is more than
 // all of it and makes up for attention's part; an edit of one layer is warned about. The rest is as in MEMIT.
 func PMET(ctx context.Context, m *transformer.Model, facts []Request, opts PMETOptions) ([]*Edit, error) {
 	settings := Hyperparameters{ValueOptions: opts.Value.or(pmetValues()), Lambda: orElse(opts.Lambda, 6000)}

@@ -64,8 +64,8 @@ func (b *block) attend(q, k, v *Node) *Node {
 }
 
 // smallHead and smallProduct say when attention's products of all rows and heads of a resumed run are formed in one
-// loop, because a call of XLA's matrix product for each takes longer: 72 of 7×24 positions and heads of 32 are a quarter
-// of a block. Wider heads and more positions are faster by calls, their way back above all.
+// loop, because a call of XLA's matrix product for each takes longer: 72 of 7×24 positions and heads of 32 are a
+// quarter of a block. Wider heads and more positions are faster by calls, their way back above all.
 const smallHead, smallProduct = 32, 256
 
 // smallProducts reports whether s queries and t keys of a row are few.
