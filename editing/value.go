@@ -199,7 +199,7 @@ func (s *valueSearch) run(ctx context.Context) error {
 		for _, a := range s.at {
 			a.trace = append(a.trace, slices.Clone(a.delta))
 		}
-		if s.ends(loss, step) {
+		if grads == nil {
 			return nil
 		}
 		for i, a := range s.at {
@@ -248,9 +248,11 @@ func (s *valueSearch) evaluate(ctx context.Context, step int) (Loss, [][]float64
 	lookups, lowest := s.w.lookups(), s.m.Config.Layers
 	var ivs []transformer.Intervention
 	var loss Loss
+	last := false
 	opts := transformer.GradientOptions{Reads: s.w.reads(), Enough: func(values []float64) bool {
 		loss = s.loss(values)
-		return s.ends(loss, step)
+		last = s.ends(loss, step)
+		return last
 	}}
 	for _, a := range s.at {
 		for row, at := range lookups {
@@ -274,7 +276,7 @@ func (s *valueSearch) evaluate(ctx context.Context, step int) (Loss, [][]float64
 		return Loss{}, nil, err
 	}
 	defer g.Close()
-	if s.ends(loss, step) {
+	if last {
 		return loss, nil, nil
 	}
 	grads := make([][]float64, len(s.at))

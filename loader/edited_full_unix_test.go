@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/engram-go/engram/internal/fulldisk"
 )
 
 // TestExportFullDisk: a checkpoint or an adapter that does not fit on the disk leaves nothing behind and says why; with
@@ -47,19 +49,7 @@ func exportFull(t *testing.T) {
 		},
 	} {
 		dir := filepath.Join(parent, name)
-		var old syscall.Rlimit
-		if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
-			t.Skipf("no limits: %v", err)
-		}
-		small := old
-		small.Cur = 1000
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &small); err != nil {
-			t.Skipf("no limits: %v", err)
-		}
-		err := write(dir)
-		if undo := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); undo != nil {
-			t.Fatal(undo)
-		}
+		err := fulldisk.During(t, 1000, func() error { return write(dir) })
 		if !errors.Is(err, syscall.EFBIG) {
 			t.Errorf("%s beyond the limit: %v", name, err)
 		}

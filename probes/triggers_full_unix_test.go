@@ -6,10 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"testing"
 
 	"github.com/engram-go/engram/internal/backend/backendtest"
+	"github.com/engram-go/engram/internal/fulldisk"
 	"github.com/engram-go/engram/probes"
 )
 
@@ -23,19 +23,10 @@ func TestTriggersFullDisk(t *testing.T) {
 	build(t, m, opts)
 	want := contents(t, opts.Out)
 	opts.Out = filepath.Join(t.TempDir(), "full")
-	var old syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
-		t.Skipf("no limits: %v", err)
-	}
-	small := old
-	small.Cur = uint64(len(want) - 1) // an unfinished index is a little smaller
-	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &small); err != nil {
-		t.Skipf("no limits: %v", err)
-	}
-	_, err := probes.Triggers(t.Context(), m, opts)
-	if undo := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); undo != nil {
-		t.Fatal(undo)
-	}
+	err := fulldisk.During(t, len(want)-1, func() error { // an unfinished index is a little smaller
+		_, err := probes.Triggers(t.Context(), m, opts)
+		return err
+	})
 	if err == nil {
 		t.Fatal("an index beyond the limit was written")
 	}

@@ -2,7 +2,6 @@ package tui
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -54,15 +53,15 @@ func impactOf(
 	ctx context.Context, m *transformer.Model, table *facts.Table, before []transformer.Delta, edits []*editing.Edit,
 	p Progress,
 ) (_ *editing.ImpactResult, err error) {
-	text, err := factsText(m, table, impactTokens, min(m.Config.Context, 2048))
+	text, err := factsText(m, table, impactTokens)
 	if err != nil {
 		return nil, err
 	}
-	in := m.Deltas()
-	if err := m.SetDeltas(before); err != nil {
+	back, err := putDeltas(m, before)
+	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, m.SetDeltas(in)) }()
+	defer back(&err)
 	return editing.Impact(ctx, m, editing.ImpactOptions{
 		Edits: edits, Text: text, Progress: func(done, total int) { p(done, total, nil) },
 	})
@@ -95,12 +94,8 @@ func (s *editScreen) showImpact() {
 		if c.Flipped {
 			marks[1] = '!'
 		}
-		fmt.Fprintf(&b, "%8.3f %8.3f %s %s %s %s\n", c.Load, c.KL, marks, padded(s.guess(&c.Before), guess),
-			padded(s.guess(&c.After), guess), cutLeft(display.Text(c.Text), context))
+		fmt.Fprintf(&b, "%8.3f %8.3f %s %s %s %s\n", c.Load, c.KL, marks, padded(s.answer(c.Before.ID, c.Before.Prob), guess),
+			padded(s.answer(c.After.ID, c.After.Prob), guess), cutLeft(display.Text(c.Text), context))
 	}
 	s.a.Show("impact of "+strings.Join(r.Subjects, ", "), b.String())
-}
-
-func (s *editScreen) guess(g *editing.Guess) string {
-	return fmt.Sprintf("%s %s", s.a.tokenCut(g.ID, 14), decimal(g.Prob))
 }

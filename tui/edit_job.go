@@ -124,22 +124,17 @@ func (j *editJob) statistics(ctx context.Context, tell func(editPart)) (_ *editi
 	if c := j.known[j.layer]; c != nil {
 		return c, nil
 	}
-	in := j.m.Deltas()
-	if err := j.m.SetDeltas(nil); err != nil {
+	back, err := putDeltas(j.m, nil)
+	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if restored := j.m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
-	window := min(j.m.Config.Context, 2048)
-	text, err := factsText(j.m, j.table, 10*j.m.Config.FFN.Hidden, window)
+	defer back(&err)
+	text, err := factsText(j.m, j.table, 10*j.m.Config.FFN.Hidden)
 	if err != nil {
 		return nil, err
 	}
 	c, err := editing.CollectStatistics(ctx, j.m, editing.CollectOptions{
-		Layer: j.layer, Text: text, Name: "the program's facts", Window: window,
+		Layer: j.layer, Text: text, Name: "the program's facts", Window: factsWindow(j.m),
 		Progress: func(done, total int64) {
 			tell(editPart{phase: fmt.Sprintf("statistics of layer %d: %d of %d tokens", j.layer, done, total)})
 		},
@@ -150,8 +145,22 @@ func (j *editJob) statistics(ctx context.Context, tell func(editPart)) (_ *editi
 	return c, err
 }
 
+// putDeltas puts changes of weights in force; back puts those before in force again, whose failure is an error where
+// there is none yet.
+func putDeltas(m *transformer.Model, list []transformer.Delta) (back func(*error), err error) {
+	in := m.Deltas()
+	return func(err *error) {
+		if restored := m.SetDeltas(in); *err == nil {
+			*err = restored
+		}
+	}, m.SetDeltas(list)
+}
+
+// factsWindow is the length at which documents about the program's facts are cut.
+func factsWindow(m *transformer.Model) int { return min(m.Config.Context, 2048) }
+
 // factsText is documents about the program's facts with at least so many tokens.
-func factsText(m *transformer.Model, table *facts.Table, tokens, window int) (*corpus.Corpus, error) {
+func factsText(m *transformer.Model, table *facts.Table, tokens int) (*corpus.Corpus, error) {
 	g, err := facts.NewGenerator(table, facts.GeneratorOptions{})
 	if err != nil {
 		return nil, err
@@ -163,7 +172,7 @@ func factsText(m *transformer.Model, table *facts.Table, tokens, window int) (*c
 			return nil, err
 		}
 		var ids []int
-		for _, t := range list[:min(len(list), window)] {
+		for _, t := range list[:min(len(list), factsWindow(m))] {
 			ids = append(ids, t.ID)
 		}
 		if len(ids) > 0 {

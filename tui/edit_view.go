@@ -217,8 +217,11 @@ func (s *editScreen) testLines(w int) []string {
 	return out
 }
 
-func (s *editScreen) reply(p *editing.PromptReply) string {
-	return fmt.Sprintf("%s %s", s.a.tokenCut(p.Top, 14), decimal(p.TopProb))
+func (s *editScreen) reply(p *editing.PromptReply) string { return s.answer(p.Top, p.TopProb) }
+
+// answer is a token with its probability.
+func (s *editScreen) answer(token int, prob float64) string {
+	return fmt.Sprintf("%s %s", s.a.tokenCut(token, 14), decimal(prob))
 }
 
 // cutLeft shortens text to its end, which tells prompts apart.
