@@ -55,7 +55,7 @@ func Run(ctx context.Context, opts Options, in, out *os.File) (err error) {
 		return err
 	}
 	options := []tea.ProgramOption{
-		tea.WithContext(ctx), tea.WithInput(in), tea.WithOutput(screen), tea.WithAltScreen(), tea.WithoutSignalHandler(),
+		tea.WithInput(in), tea.WithOutput(screen), tea.WithAltScreen(), tea.WithoutSignalHandler(),
 	}
 	if opts.Mouse {
 		a.mouse = true
@@ -63,11 +63,9 @@ func Run(ctx context.Context, opts Options, in, out *os.File) (err error) {
 	}
 	p := tea.NewProgram(a, options...)
 	a.send = p.Send
+	defer context.AfterFunc(ctx, p.Quit)() // not tea.WithContext, which returns while a goroutine still reads in
 	_, err = p.Run()
-	if errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // openLog opens the log for adding to it; without a name nothing is kept.
