@@ -38,15 +38,10 @@ func (e *Edits) Drift(ctx context.Context, m *transformer.Model) (out []Drift, e
 			}
 		}
 	}
-	in := m.Deltas()
+	defer m.KeepDeltas()(&err)
 	if err := m.SetDeltas(e.Deltas()); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
 	err = answers(ctx, m, list, func(i int, r Reply, prob float64) { out[i].Now, out[i].Reply = prob, r })
 	slices.Reverse(out)
 	return out, err

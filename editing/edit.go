@@ -129,19 +129,14 @@ const (
 
 // measure applies edits made together for a moment to see what they do to their facts, and says what is suspicious.
 func measure(ctx context.Context, m *transformer.Model, list []*rewrite, edits ...*Edit) (err error) {
-	in := m.Deltas()
-	now := slices.Clone(in)
+	now := m.Deltas()
 	for _, e := range edits {
 		now = append(now, e.Delta())
 	}
+	defer m.KeepDeltas()(&err)
 	if err := m.SetDeltas(now); err != nil {
 		return err
 	}
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
 	if err := answers(ctx, m, list, func(i int, r Reply, prob float64) {
 		for _, e := range edits {
 			f := e.Facts()[i]

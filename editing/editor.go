@@ -3,7 +3,6 @@ package editing
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/engram-go/engram/transformer"
 )
@@ -102,13 +101,8 @@ func oneByOne(
 	ctx context.Context, m *transformer.Model, facts []Request,
 	progress Progress, edit func(Request) (*Edit, error),
 ) (out []*Edit, err error) {
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
-	now := slices.Clone(in)
+	defer m.KeepDeltas()(&err)
+	now := m.Deltas()
 	for i, f := range facts {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err

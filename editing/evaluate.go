@@ -141,11 +141,7 @@ func evaluate[S any](
 	}
 	opts.Batch = max(1, opts.Batch)
 	e := &evaluation[S]{m: m, opts: &opts, t: t, in: m.Deltas(), out: make([]trial[S], len(t.facts))}
-	defer func() {
-		if restored := m.SetDeltas(e.in); err == nil {
-			err = restored
-		}
-	}()
+	defer m.KeepDeltas()(&err)
 	j := job{path: opts.Journal, progress: opts.Progress}
 	if opts.Journal != "" {
 		if j.identity, err = e.identity(); err != nil {

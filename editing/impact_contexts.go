@@ -69,11 +69,7 @@ func (p *impact) sequence(at int) (sequence, position int) {
 func (p *impact) measure(ctx context.Context, ranks []int) (err error) {
 	in := p.m.Deltas()
 	changed := withEdits(in, p.opts.Edits)
-	defer func() {
-		if restored := p.m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer p.m.KeepDeltas()(&err)
 	length := func(rank int) int { _, t := p.sequence(p.order[rank]); return t + 1 }
 	slices.SortStableFunc(ranks, func(a, b int) int { return length(b) - length(a) })
 	for done := 0; done < len(ranks); {

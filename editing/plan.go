@@ -187,11 +187,7 @@ func (p *Plan) Run(
 			return nil, err
 		}
 	}
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer m.KeepDeltas()(&err)
 	c := &planChecker{ctx: ctx, m: m, plan: p, before: in, after: withEdits(in, made)}
 	for i := range p.Checks {
 		got, err := c.run(&p.Checks[i])

@@ -45,12 +45,7 @@ func Replies(ctx context.Context, m *transformer.Model, opts RepliesOptions) (_ 
 	if m.Tokenizer == nil {
 		return nil, fmt.Errorf("%w: the model has no tokenizer", ErrRequest)
 	}
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer m.KeepDeltas()(&err)
 	r := &RepliesResult{Prompts: make([]PromptReplies, len(opts.Prompts))}
 	for i, p := range opts.Prompts {
 		r.Prompts[i].Prompt = p

@@ -94,11 +94,7 @@ func (b *spread) edit(ctx context.Context, requests []Request) (_ []*Edit, err e
 		return nil, err
 	}
 	in := b.m.Deltas()
-	defer func() {
-		if restored := b.m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer b.m.KeepDeltas()(&err)
 	facts, list, targets, err := b.targets(ctx, requests)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,7 @@ func sameMoment(t *testing.T, what string, got, want *editing.Statistics) {
 
 // TestShardsMergeToTheWhole: the shards of a text, kept in files and merged in any order, are what one process collects.
 func TestShardsMergeToTheWhole(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		opts := editing.CollectOptions{Layer: 1, Text: someText(), Name: "a text", Tokens: -1, Window: 16}

@@ -32,13 +32,8 @@ func (o SurgeryOptions) Name() Method { return MethodKN }
 func (o SurgeryOptions) Edit(
 	ctx context.Context, m *transformer.Model, facts []Request, earlier []*Edit,
 ) (out []*Edit, err error) {
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
-	now := slices.Clone(in)
+	defer m.KeepDeltas()(&err)
+	now := m.Deltas()
 	for i, f := range facts {
 		edits, err := Surgery(ctx, m, f, o)
 		if err != nil {

@@ -63,12 +63,7 @@ const driftFloats = 1 << 25
 func measureDrift(
 	ctx context.Context, m *transformer.Model, text [][]int, before, after []transformer.Delta,
 ) (sums driftSums, err error) {
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer m.KeepDeltas()(&err)
 	for len(text) > 0 {
 		size, tokens := 0, 0
 		for size < len(text) && (size == 0 || (tokens+len(text[size]))*m.Config.Vocab < driftFloats) {

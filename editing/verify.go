@@ -39,12 +39,7 @@ func Verify(ctx context.Context, m *transformer.Model, e *Edits) (r *VerifyResul
 	if err := e.Check(m); err != nil {
 		return nil, err
 	}
-	in := m.Deltas()
-	defer func() {
-		if restored := m.SetDeltas(in); err == nil {
-			err = restored
-		}
-	}()
+	defer m.KeepDeltas()(&err)
 	v := &verifier{m: m, out: &VerifyResult{OK: true}}
 	if err := m.SetDeltas(nil); err != nil {
 		return nil, err

@@ -136,6 +136,7 @@ func TestAdapterIsVerified(t *testing.T) {
 // Transformers loads the edited checkpoint, and peft the adapter beside the original, with the logits of the edited
 // model here; both orientations of the stored matrix.
 func TestEditedModelsLoadInPython(t *testing.T) {
+	backendtest.Long(t)
 	if out, err := exec.Command("python3", "-c", "import torch, transformers, peft").CombinedOutput(); err != nil {
 		t.Skipf("python3 with torch, transformers and peft is not installed: %v %.100s", err, out)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gomlx/compute/dtypes"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/safetensors"
 	"github.com/engram-go/engram/transformer"
 )
@@ -235,6 +236,7 @@ func TestSaveStops(t *testing.T) {
 
 // Transformers loads what Save wrote and computes what it computes from the original.
 func TestSavedCheckpointLoadsInTransformers(t *testing.T) {
+	backendtest.Long(t)
 	if out, err := exec.Command("python3", "-c", "import torch, transformers").CombinedOutput(); err != nil {
 		t.Skipf("python3 with torch and transformers is not installed: %v %.100s", err, out)
 	}

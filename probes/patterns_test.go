@@ -34,6 +34,7 @@ func contextOf(t *testing.T, m *transformer.Model, ids []int, layer int) []float
 // TestPatternsPlain: coverage, purity and coherence of a memory are what its examples give when each is run alone and
 // all pairs are compared.
 func TestPatternsPlain(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	x := build(t, m, probes.TriggersOptions{Texts: probes.Texts{IDs: exitRows(t, m)}, Top: 6, Sample: -1})
 	r, err := probes.Patterns(t.Context(), m, probes.PatternsOptions{Index: x, Count: 4, Seed: 5})

@@ -14,6 +14,7 @@ import (
 // TestRecordsPlain: windows hold the coefficients that runs of the sequences alone have, quantiles and token tables are
 // those of all positions, and what is drawn lies between its quantiles; with experts too.
 func TestRecordsPlain(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	for _, name := range []string{"stories", golden("mixtral")} {
 		m := open(t, be, name)

@@ -62,6 +62,7 @@ func TestTokenAblationEqualsTheReference(t *testing.T) {
 // TestTokenAblationPlain: every change is that of a run of the shortened prefix alone, with experts too, and a layer's
 // numbers are the means of its examples.
 func TestTokenAblationPlain(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	for _, family := range []string{"mixtral", "stories"} {
 		name := family

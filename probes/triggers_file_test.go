@@ -75,6 +75,7 @@ func sameIndex(t *testing.T, a, b *probes.TriggerIndex) {
 // TestTriggersShards: the merged shards of a corpus, in any order, and indexes built in batches of any size, are the
 // index of one job.
 func TestTriggersShards(t *testing.T) {
+	backendtest.Long(t)
 	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
 		m := open(t, be, "stories")
 		opts := probes.TriggersOptions{

@@ -105,6 +105,7 @@ func dataset() []routes.Record {
 // TestAggregateCountsGraphs: means, deviations and frequencies are those of the graphs of all predictions, by label too,
 // and specialisation and z are what their formulas make of the frequencies.
 func TestAggregateCountsGraphs(t *testing.T) {
+	backendtest.Long(t)
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	const tau = 0.1
 	got := aggregate(t, m, routes.AggregateOptions{

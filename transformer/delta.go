@@ -42,6 +42,19 @@ func (m *Model) SetDeltas(list []Delta) error {
 // Deltas are the changes in force.
 func (m *Model) Deltas() []Delta { return slices.Clone(m.weights.changes()) }
 
+// KeepDeltas remembers the changes in force; what it returns puts them in force again. A failure of that is an error
+// where there is none yet. It is for functions that try other changes and leave the model as it was:
+//
+//	defer m.KeepDeltas()(&err)
+func (m *Model) KeepDeltas() (restore func(err *error)) {
+	in := m.Deltas()
+	return func(err *error) {
+		if restored := m.SetDeltas(in); *err == nil {
+			*err = restored
+		}
+	}
+}
+
 func (d *Delta) check(c *Config) error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w at layer %d: %s", ErrDelta, d.Layer, fmt.Sprintf(format, args...))

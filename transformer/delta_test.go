@@ -10,6 +10,7 @@ import (
 
 	"github.com/gomlx/compute"
 
+	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/loader"
 	"github.com/engram-go/engram/transformer"
@@ -107,6 +108,43 @@ func TestDeltasChangeTheDownProjection(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestKeptDeltasComeBack, and a failure of that is told unless there is one already.
+func TestKeptDeltasComeBack(t *testing.T) {
+	be := backendtest.Open(t, backend.Go)
+	m := openGolden(t, be, "gpt2")
+	change := func(layer int) []transformer.Delta {
+		row := func(n int) [][]float32 { return [][]float32{make([]float32, n)} }
+		return []transformer.Delta{{Layer: layer, Left: row(m.Config.Width), Right: row(m.Config.FFN.Hidden)}}
+	}
+	if err := m.SetDeltas(change(1)); err != nil {
+		t.Fatal(err)
+	}
+	own := errors.New("of the function's own")
+	for _, want := range []error{nil, own} {
+		if err := func() (err error) {
+			defer m.KeepDeltas()(&err)
+			return errors.Join(want, m.SetDeltas(change(0)))
+		}(); !errors.Is(err, want) {
+			t.Errorf("%v, not %v", err, want)
+		}
+		if in := m.Deltas(); len(in) != 1 || in[0].Layer != 1 {
+			t.Errorf("in force: %+v", in)
+		}
+	}
+	restore := m.KeepDeltas()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if restore(&err); !errors.Is(err, transformer.ErrClosed) {
+		t.Errorf("restored in a closed model: %v", err)
+	}
+	err = own
+	if restore(&err); !errors.Is(err, own) || errors.Is(err, transformer.ErrClosed) {
+		t.Errorf("the error of its own became %v", err)
+	}
 }
 
 func TestDeltasThatDoNotFit(t *testing.T) {

@@ -108,6 +108,7 @@ func patches(c *transformer.Config, g transformer.EdgeGraph) []patch {
 // TestEdgeScoresAreSlopes: in every family, where the corrupted prompt is the clean one with embeddings a little off,
 // what an edge's score foretells is what taking the edge out of the circuit does.
 func TestEdgeScoresAreSlopes(t *testing.T) {
+	backendtest.Long(t)
 	be := backendtest.Open(t, "go")
 	for _, golden := range sumFamilies(t) {
 		t.Run(golden.name, func(t *testing.T) {

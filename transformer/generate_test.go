@@ -59,6 +59,7 @@ func rerun(t *testing.T, m *transformer.Model, ids [][]int, n int, ivs ...transf
 // TestGreedyIsRerun: greedy generation through the cache takes what whole runs would take, row by row, with the same log
 // probabilities, and with interventions in force throughout.
 func TestGreedyIsRerun(t *testing.T) {
+	backendtest.Long(t)
 	families := slices.DeleteFunc(referenceFamilies(), func(f string) bool { return f == "bert" })
 	onReference(t, families, []string{"llama"}, func(t *testing.T, b *bench) {
 		const n = 12
@@ -154,6 +155,7 @@ func TestLaterInterventions(t *testing.T) {
 
 // TestGreedyStory: the demo model's greedy story is the one that transformers tells, across several sizes of the cache.
 func TestGreedyStory(t *testing.T) {
+	backendtest.Long(t)
 	var want struct {
 		Prompt    string
 		PromptIDs []int `json:"prompt_ids"`

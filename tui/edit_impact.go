@@ -57,11 +57,10 @@ func impactOf(
 	if err != nil {
 		return nil, err
 	}
-	back, err := putDeltas(m, before)
-	if err != nil {
+	defer m.KeepDeltas()(&err)
+	if err := m.SetDeltas(before); err != nil {
 		return nil, err
 	}
-	defer back(&err)
 	return editing.Impact(ctx, m, editing.ImpactOptions{
 		Edits: edits, Text: text, Progress: func(done, total int) { p(done, total, nil) },
 	})

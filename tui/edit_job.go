@@ -124,11 +124,10 @@ func (j *editJob) statistics(ctx context.Context, tell func(editPart)) (_ *editi
 	if c := j.known[j.layer]; c != nil {
 		return c, nil
 	}
-	back, err := putDeltas(j.m, nil)
-	if err != nil {
+	defer j.m.KeepDeltas()(&err)
+	if err := j.m.SetDeltas(nil); err != nil {
 		return nil, err
 	}
-	defer back(&err)
 	text, err := factsText(j.m, j.table, 10*j.m.Config.FFN.Hidden)
 	if err != nil {
 		return nil, err
@@ -143,17 +142,6 @@ func (j *editJob) statistics(ctx context.Context, tell func(editPart)) (_ *editi
 		tell(editPart{statistics: c})
 	}
 	return c, err
-}
-
-// putDeltas puts changes of weights in force; back puts those before in force again, whose failure is an error where
-// there is none yet.
-func putDeltas(m *transformer.Model, list []transformer.Delta) (back func(*error), err error) {
-	in := m.Deltas()
-	return func(err *error) {
-		if restored := m.SetDeltas(in); *err == nil {
-			*err = restored
-		}
-	}, m.SetDeltas(list)
 }
 
 // factsWindow is the length at which documents about the program's facts are cut.

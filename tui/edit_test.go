@@ -14,6 +14,7 @@ import (
 	"github.com/muesli/termenv"
 
 	"github.com/engram-go/engram/editing"
+	"github.com/engram-go/engram/internal/backend/backendtest"
 )
 
 // madeUp is an edit of the fake model's fact, with made-up numbers.
@@ -48,9 +49,9 @@ func madeUp() *madeEdit {
 // TestAFactIsEditedSeenAndRevertedOnTheDemoModel: the request comes from the prompt, the edit is tested and does nothing
 // before a; then the Prompt screen answers Rome, and undo, revert and drop give the model back bit for bit.
 func TestAFactIsEditedSeenAndRevertedOnTheDemoModel(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 110, 40, Options{Session: filepath.Join(t.TempDir(), "session.txt")}, func(t *testing.T, d *driver) {
-		a, s := d.app, screenOf[*editScreen](t, d)
-		prompt := a.screens[0].(*promptScreen)
+		a, s, prompt := d.app, screenOf[*editScreen](t, d), screenOf[*promptScreen](t, d)
 		clean := prompt.next.Next
 		d.run(a.Open("edit"))
 		contains(t, d, "*Eiffel Tower*", "known: Paris", "stack     empty")

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 )
@@ -130,6 +131,7 @@ func TestNodePages(t *testing.T) {
 // TestRoutesShowsWhatRoutesGives: the graph is that of routes.Routes, thinner with a higher threshold, and its check that
 // of routes.Verify; what is exported can be read again.
 func TestRoutesShowsWhatRoutesGives(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 140, 40, Options{}, func(t *testing.T, d *driver) {
 		a, s := d.app, screenOf[*routesScreen](t, d)
 		d.run(a.Open("routes"))
@@ -187,6 +189,7 @@ func TestRoutesShowsWhatRoutesGives(t *testing.T) {
 // TestRoutesUnderInterventions: the graph is that of the prompt with the interventions in force, also where tokens behind
 // the chosen position are left out; those that routes do not know are named in its place.
 func TestRoutesUnderInterventions(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 140, 40, Options{}, func(t *testing.T, d *driver) {
 		a, s := d.app, screenOf[*routesScreen](t, d)
 		d.run(a.Open("routes"))

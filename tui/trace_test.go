@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/engram-go/engram/editing"
+	"github.com/engram-go/engram/internal/backend/backendtest"
 )
 
 // traced is a trace of the fake model's prompt, with made-up scores.
@@ -45,6 +46,7 @@ func traceAnswers() map[string]any {
 // TestTraceShowsWhatTraceGives: the maps hold the numbers of editing.Trace, the cursor reads them, and the same struct
 // is exported.
 func TestTraceShowsWhatTraceGives(t *testing.T) {
+	backendtest.Long(t)
 	onDemo(t, 100, 30, Options{Prompt: "To see Eiffel Tower"}, func(t *testing.T, d *driver) {
 		d.run(d.app.Run("samples 1"))
 		d.run(d.app.Open("trace"))

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"unicode"
 
+	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/facts"
 )
 
@@ -297,6 +298,7 @@ func filled(template string, slot *regexp.Regexp) *regexp.Regexp {
 // TestNothingHeldOut: no document contains a held-out template or form; held-out names and words are in no sentence on
 // two people and in no sequence. All of them, and the words of the templates, are known from other sentences.
 func TestNothingHeldOut(t *testing.T) {
+	backendtest.Long(t)
 	table := load(t)
 	s := table.Sentences
 	slot := regexp.MustCompile(`\{[a-z]*\}`)
