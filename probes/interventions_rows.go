@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/engram-go/engram/transformer"
@@ -11,6 +12,15 @@ func (iv *Interventions) note(meta map[string]string) {
 	if len(iv.Changes) > 0 {
 		meta["interventions"] = strings.Join(iv.Strings(), "; ")
 	}
+}
+
+// ForRow are the interventions for a batch that begins with row i of another: it takes the values that are its own there.
+func (iv *Interventions) ForRow(i int) Interventions {
+	out := *iv
+	if n := len(iv.Reference); n > 0 {
+		out.Reference = slices.Concat(iv.Reference[i%n:], iv.Reference[:i%n])
+	}
+	return out
 }
 
 // ForRows are the interventions on the only row that was resolved, as interventions on rows of another run that are

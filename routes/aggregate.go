@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strconv"
 
 	"github.com/engram-go/engram/internal/journal"
@@ -269,11 +268,7 @@ func (g *aggregation) addBatch(ctx context.Context, to *tally, batch []Record) e
 // addChanged runs each prompt under the interventions.
 func (g *aggregation) addChanged(ctx context.Context, to *tally, batch []Record) error {
 	for i, r := range batch {
-		iv := g.Interventions
-		if n := len(iv.Reference); n > 0 {
-			from := (g.tally.Records + i) % n
-			iv.Reference = slices.Concat(iv.Reference[from:], iv.Reference[:from])
-		}
+		iv := g.Interventions.ForRow(g.tally.Records + i)
 		p, err := OpenParts(ctx, g.m, PartsOptions{IDs: r.IDs, Interventions: iv})
 		if err != nil {
 			return err

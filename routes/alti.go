@@ -21,6 +21,8 @@ type ALTIOptions struct {
 	Target   *int   // a token whose logit is shared out among the inputs as well: ALTI-Logit
 	Other    *int   // a second one, and the difference
 	Linear   bool   // also give the target's parts without value and norm biases
+	// Interventions act on IDs; Parts have their own.
+	Interventions probes.Interventions
 }
 
 // ALTIResult is how much of each token is in a state behind all layers.
@@ -74,15 +76,12 @@ func ALTI(ctx context.Context, m *transformer.Model, opts ALTIOptions) (*ALTIRes
 	case opts.Other != nil && opts.Target == nil:
 		return nil, fmt.Errorf("%w of a difference of logits without a target", ErrALTI)
 	}
-	p, owned, err := partsOf(ctx, m, opts.Parts, opts.IDs)
+	p, owned, err := partsOf(ctx, m, opts.Parts, PartsOptions{IDs: opts.IDs, Interventions: opts.Interventions})
 	if err != nil {
 		return nil, err
 	}
 	if owned {
 		defer p.Close()
-	}
-	if err := p.unchangedSums(); err != nil {
-		return nil, err
 	}
 	out := &ALTIResult{Prompt: p.prompt(), Norm: opts.Norm, Position: p.Tokens() - 1}
 	if opts.Position != nil {
@@ -204,6 +203,7 @@ type altiLayer struct {
 	scale          []float32
 	pattern        *transformer.Tensor // [H,T,T]
 	y, x           [][]float64         // states behind attention, and the stream that is part of them
+	changed        []*attended         // by position
 	out            ALTILayer
 }
 
@@ -231,7 +231,12 @@ func (a *altiLayer) read() error {
 		if behind != nil {
 			x = behind.apply(x, float64(a.scale[i]))
 		}
+		changed, err := a.attended(a.layer, i)
+		if err != nil {
+			return err
+		}
 		a.y, a.x, a.out.C = append(a.y, y), append(a.x, x), append(a.out.C, make([]float64, a.n))
+		a.changed = append(a.changed, changed)
 	}
 	return nil
 }
@@ -249,7 +254,8 @@ func (a *altiLayer) compare(vectors *transformer.Tensor, from, to int) {
 					clear(z)
 					seen := i == j
 					for h := range heads {
-						if p := float64(a.pattern.At(h, i).Data[j]) * float64(a.scale[i]); p != 0 {
+						p := float64(a.pattern.At(h, i).Data[j]) * float64(a.scale[i]) * a.changed[i].head(h)
+						if p != 0 {
 							seen = true
 							for d, v := range vectors.At((j-from)*heads + h).Data {
 								z[d] += p * float64(v)

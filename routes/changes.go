@@ -66,23 +66,31 @@ func (o *PartsOptions) refused(c *probes.Change, cfg *transformer.Config) string
 	return ""
 }
 
+// checkEdgeChanges refuses interventions under which what components read is no sum of what others write.
+func checkEdgeChanges(iv *probes.Interventions, cfg *transformer.Config) error {
+	if err := iv.Check(cfg); err != nil {
+		return err
+	}
+	for i := range iv.Changes {
+		c := &iv.Changes[i]
+		switch c.Site {
+		case transformer.Final, transformer.Logits:
+			return fmt.Errorf("%w under %s: they end ahead of %s", transformer.ErrEdges, c, c.Site)
+		case transformer.AttnOut, transformer.ResidPre, transformer.ResidMid, transformer.ResidPost:
+			first := c.Site == transformer.ResidPre && c.Layer == 0
+			if !first && c.Mode != probes.ModeAdd && c.Mode != probes.ModeSteer {
+				return fmt.Errorf("%w under %s: %s is a sum of what was written", transformer.ErrEdges, c, c.Site)
+			}
+		}
+	}
+	return nil
+}
+
 // touches reports whether a change acts at one of some sites of a layer; layer −1 is any.
 func (p *Parts) touches(layer int, sites ...transformer.Site) bool {
 	return slices.ContainsFunc(p.changes, func(iv transformer.Intervention) bool {
 		return (layer < 0 || iv.Layer == layer) && slices.Contains(sites, iv.Site)
 	})
-}
-
-// unchangedSums refuses analyses that sum up what every sublayer wrote, where changes multiply some of it or add to it.
-func (p *Parts) unchangedSums() error {
-	for _, s := range []transformer.Site{
-		transformer.HeadOut, transformer.AttnOut, transformer.ResidMid, transformer.ResidPost,
-	} {
-		if p.touches(-1, s) {
-			return fmt.Errorf("%w of sums under an intervention at %s", ErrParts, s)
-		}
-	}
-	return nil
 }
 
 // acted is what changes make of a vector: group by group, of heads at head_out and one elsewhere, times·x + added.
@@ -182,6 +190,14 @@ func (a *attended) head(h int) float64 {
 		return a.whole
 	}
 	return a.heads[h] * a.whole
+}
+
+// behind is what becomes of the biases behind the heads, with what is added there.
+func (a *attended) behind(bias []float64) []float64 {
+	for k := range bias {
+		bias[k] = bias[k]*a.whole + a.added[k]
+	}
+	return bias
 }
 
 // attended gives what changes do between the heads of a layer and the state behind attention.

@@ -71,7 +71,7 @@ var ErrCircuit = errors.New("no circuit")
 //	faithfulness = (M(circuit) − M(corrupted)) / (M(clean) − M(corrupted))
 //
 // with the metric's means over pairs M. Edges on no path from the input to the logits are left out, to a fixed point.
-// Errors wrap ErrCircuit and those of EAP.
+// Errors wrap ErrCircuit and those of EAP; interventions are refused.
 func Circuits(ctx context.Context, m *transformer.Model, opts CircuitOptions) (*CircuitResult, error) {
 	if err := opts.fill(ctx, m); err != nil {
 		return nil, err

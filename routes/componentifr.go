@@ -8,6 +8,7 @@ import (
 
 	"github.com/engram-go/engram/internal/atomicfile"
 	"github.com/engram-go/engram/internal/safetensors"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -18,6 +19,8 @@ type ComponentIFROptions struct {
 	// that enters layer 0.
 	TokenInput bool
 	Top        int // edges to list; 0 means 20
+	// Interventions act on every prompt, each by itself. What they add to the stream is no part, as biases are not.
+	Interventions probes.Interventions
 }
 
 // ComponentIFRResult is the share of every writer in what every reader takes in, the mean over positions and prompts.
@@ -34,7 +37,8 @@ type ComponentIFRResult struct {
 // parts; those of FFNs are in them. All readers of a layer's attention see the same stream. It knows no metric and
 // compares no prompts.
 //
-// Errors wrap transformer.ErrEdges or those of transformer.Model.Run.
+// Errors wrap transformer.ErrEdges, also for interventions that replace a sum of what was written, or those of
+// transformer.Model.Run and probes.Interventions.Resolve.
 func ComponentIFR(ctx context.Context, m *transformer.Model, opts ComponentIFROptions) (*ComponentIFRResult, error) {
 	g, err := m.Config.EdgeGraph()
 	if err != nil {
@@ -43,6 +47,9 @@ func ComponentIFR(ctx context.Context, m *transformer.Model, opts ComponentIFROp
 	if opts.TokenInput && m.Config.EmbedWidth != m.Config.Width {
 		return nil, fmt.Errorf("%w of token embeddings: those of %s have another width than its stream",
 			transformer.ErrEdges, m.Config.Family)
+	}
+	if err := checkEdgeChanges(&opts.Interventions, m.Config); err != nil {
+		return nil, err
 	}
 	if opts.Top == 0 {
 		opts.Top = 20
@@ -59,7 +66,8 @@ func ComponentIFR(ctx context.Context, m *transformer.Model, opts ComponentIFROp
 	}
 	sites := append(transformer.EdgeSites(), transformer.Embed)
 	for i, ids := range opts.IDs {
-		run, err := m.Run(ctx, [][]int{ids}, transformer.Capture{Sites: sites})
+		iv := opts.Interventions.ForRow(i)
+		run, err := iv.Run(ctx, m, [][]int{ids}, transformer.Capture{Sites: sites})
 		if err != nil {
 			return nil, fmt.Errorf("prompt %d: %w", i, err)
 		}

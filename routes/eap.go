@@ -123,7 +123,8 @@ var ErrMethod = errors.New("no such method")
 //
 // where input_v is the residual stream ahead of the reader's norm. The sign is that of noising: the metric's change on
 // the way from clean to corrupted. Grouped-query models have one k and one v reader for each key-value head, so that
-// their scores are not those of models whose groups were taken apart.
+// their scores are not those of models whose groups were taken apart. Interventions are part of the model on both
+// sides: what they replace differs no more and passes no gradient on. EAPExact takes none.
 //
 // Errors wrap ErrPairs, ErrAligned, ErrSeparation, ErrMethod, transformer.ErrEdges for models without such a graph, and
 // those of runs.

@@ -22,13 +22,19 @@ func (e *eap) along(ctx context.Context, portions []float64, from, to int, set s
 	}
 	each := max(1, pathTokens/tokens)
 	for part := range slices.Chunk(portions, each) {
-		var ivs []transformer.Intervention
+		rows := slices.Repeat(e.Clean, len(part))
+		changed, err := e.Interventions.Resolve(ctx, e.m, rows, false)
+		if err != nil {
+			return err
+		}
+		ivs := changed.Prompt
 		for s, a := range part {
 			for i := range e.Clean {
 				ivs = append(ivs, set([]int{s*len(e.Clean) + i}, i, a))
 			}
 		}
-		run, err := e.m.Run(ctx, slices.Repeat(e.Clean, len(part)), transformer.Capture{Cuts: true}, ivs...)
+		run, err := e.m.Run(ctx, rows, transformer.Capture{Cuts: true}, ivs...)
+		changed.Close()
 		if err != nil {
 			return err
 		}

@@ -317,12 +317,6 @@ func TestRefusedInterventions(t *testing.T) {
 		}
 	}
 	p := openParts(t, m, routes.PartsOptions{IDs: []int{5, 9}, Interventions: iv})
-	if _, err := routes.DLA(t.Context(), m, routes.DLAOptions{Parts: p}); !errors.Is(err, routes.ErrParts) {
-		t.Errorf("direct logit attribution: %v", err)
-	}
-	if _, err := routes.ALTI(t.Context(), m, routes.ALTIOptions{Parts: p}); !errors.Is(err, routes.ErrParts) {
-		t.Errorf("ALTI: %v", err)
-	}
 	graph := graphOf(t, p, threshold(routes.Filter, 0.1))
 	if _, err := routes.Verify(t.Context(), routes.VerifyOptions{Parts: p, Graph: graph}); !errors.Is(err, routes.ErrVerify) {
 		t.Errorf("a check: %v", err)

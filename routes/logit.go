@@ -18,6 +18,8 @@ type DLAOptions struct {
 	Sources  bool   // what each head brings from each source
 	// Linear also gives Sources without what the biases of values, and of the norm ahead of attention, add.
 	Linear bool
+	// Interventions act on IDs; Parts have their own.
+	Interventions probes.Interventions
 }
 
 // DLAResult is direct logit attribution at one position.
@@ -28,7 +30,7 @@ type DLAResult struct {
 	Targets  []DLATarget    `json:"targets"`
 }
 
-// DLATarget is a logit as a sum: Embed, the Attn and FFN of all layers, and Const.
+// DLATarget is a logit as a sum: Embed, the Attn, FFN and Changed of all layers, and Const.
 type DLATarget struct {
 	probes.Token
 	Logit  float64    `json:"logit"` // ahead of any softcap; with Other the difference
@@ -47,6 +49,8 @@ type DLALayer struct {
 	FFNBias  float64     `json:"ffn_bias"`          // 0 where a norm stands behind it
 	Sources  [][]float64 `json:"sources,omitempty"` // by head and source
 	Linear   [][]float64 `json:"linear,omitempty"`
+	// Changed is what interventions add to the stream behind the layer; what they add ahead of that is in AttnBias.
+	Changed float64 `json:"changed,omitempty"`
 }
 
 // DLA shares a logit out among what was written into the residual stream at one position: the final norm is linear with
@@ -62,15 +66,12 @@ func DLA(ctx context.Context, m *transformer.Model, opts DLAOptions) (*DLAResult
 	if err := additive(m.Config); err != nil {
 		return nil, err
 	}
-	p, owned, err := partsOf(ctx, m, opts.Parts, opts.IDs)
+	p, owned, err := partsOf(ctx, m, opts.Parts, PartsOptions{IDs: opts.IDs, Interventions: opts.Interventions})
 	if err != nil {
 		return nil, err
 	}
 	if owned {
 		defer p.Close()
-	}
-	if err := p.unchangedSums(); err != nil {
-		return nil, err
 	}
 	d, err := p.directions(opts.Position, opts.Targets, opts.Other)
 	if err != nil {
@@ -116,11 +117,11 @@ func additive(c *transformer.Config) error {
 }
 
 // partsOf is an open prompt, or opens one that is ours to close.
-func partsOf(ctx context.Context, m *transformer.Model, p *Parts, ids []int) (_ *Parts, owned bool, err error) {
+func partsOf(ctx context.Context, m *transformer.Model, p *Parts, opts PartsOptions) (_ *Parts, owned bool, err error) {
 	if p != nil {
 		return p, false, nil
 	}
-	p, err = OpenParts(ctx, m, PartsOptions{IDs: ids})
+	p, err = OpenParts(ctx, m, opts)
 	return p, true, err
 }
 
@@ -221,8 +222,7 @@ func (d *directions) layer(l int, opts *DLAOptions, out []DLATarget) error {
 	if err != nil {
 		return err
 	}
-	lp := &layerParts{Parts: d.Parts, layer: l}
-	bias, err := lp.outBias()
+	bias, err := d.attentionBias(l, scale)
 	if err != nil {
 		return err
 	}
@@ -234,6 +234,10 @@ func (d *directions) layer(l int, opts *DLAOptions, out []DLATarget) error {
 	if err != nil {
 		return err
 	}
+	put, err := d.puts(transformer.ResidPost, l, d.at)
+	if err != nil {
+		return err
+	}
 	var linear [][][]float64
 	if opts.Linear {
 		if linear, _, err = d.heads(l, transformer.LinearValues); err != nil {
@@ -242,15 +246,18 @@ func (d *directions) layer(l int, opts *DLAOptions, out []DLATarget) error {
 	}
 	for i := range out {
 		at := &out[i].Layers[l]
-		at.AttnBias, at.FFN, at.FFNBias = d.along(i, bias(scale, nil)), d.along(i, ffn), d.along(i, down)
+		at.AttnBias, at.FFN, at.FFNBias = d.along(i, bias), d.along(i, ffn), d.along(i, down)
 		at.Attn = at.AttnBias
+		if put != nil {
+			at.Changed = d.along(i, put)
+		}
 		for h, row := range sources[i] {
 			for _, v := range row {
 				at.Heads[h] += v
 			}
 			at.Attn += at.Heads[h]
 		}
-		out[i].Logit += at.Attn + at.FFN
+		out[i].Logit += at.Attn + at.FFN + at.Changed
 		if opts.Sources {
 			at.Sources = sources[i]
 		}
@@ -278,18 +285,35 @@ func (d *directions) heads(l int, of transformer.HeadValues) ([][][]float64, flo
 		return nil, 0, err
 	}
 	pattern = pattern.At(d.opts.Row)
+	changed, err := d.attended(l, d.at)
+	if err != nil {
+		return nil, 0, err
+	}
 	scale, slots := float64(w.Scale[d.at]), w.Slots()
 	out := make([][][]float64, len(d.targets))
 	for i := range out {
 		for h := range d.Model.Config.Attention.Heads {
 			row := make([]float64, d.Tokens())
 			for j, a := range pattern.At(h, d.at).Data[:d.Tokens()] {
-				row[j] = float64(a) * scale * float64(along.At(i).Data[h*slots+j])
+				row[j] = float64(a) * scale * float64(along.At(i).Data[h*slots+j]) * changed.head(h)
 			}
 			out[i] = append(out[i], row)
 		}
 	}
 	return out, scale, nil
+}
+
+// attentionBias is what the biases behind a layer's heads, and interventions there, add to the stream.
+func (d *directions) attentionBias(l int, scale float64) ([]float64, error) {
+	bias, err := (&layerParts{Parts: d.Parts, layer: l}).outBias()
+	if err != nil {
+		return nil, err
+	}
+	changed, err := d.attended(l, d.at)
+	if err != nil {
+		return nil, err
+	}
+	return changed.behind(bias(scale, changed.put)), nil
 }
 
 // ffnBias is the bias in what a layer's FFN adds; zeros where there is none, or a norm stands behind it.

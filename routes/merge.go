@@ -221,11 +221,7 @@ func (l *layerParts) attentionBiases(
 	for i, m := range all {
 		y := float64s(targets.At(i).Data)
 		if !l.opts.OmitBias {
-			z := bias(m.scale, changed[i].put)
-			for k := range z {
-				z[k] = z[k]*changed[i].whole + changed[i].added[k]
-			}
-			m.Bias = l.prox(z, y)
+			m.Bias = l.prox(changed[i].behind(bias(m.scale, changed[i].put)), y)
 		}
 		if value != nil {
 			m.ValueBias = l.prox(value(m, changed[i]), y)

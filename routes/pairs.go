@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -21,6 +22,8 @@ type Metric struct {
 type Pairs struct {
 	Clean, Corrupt [][]int
 	Metric         Metric
+	// Interventions act on the prompts of both sides, and on all runs between them.
+	Interventions probes.Interventions
 }
 
 // ErrPairs is wrapped by errors about pairs and tokens that do not fit each other in number.
@@ -104,6 +107,9 @@ func (p *Pairs) open(ctx context.Context, m *transformer.Model) (_ *pairRuns, er
 	if err := p.check(m.Config); err != nil {
 		return nil, err
 	}
+	if err := checkEdgeChanges(&p.Interventions, m.Config); err != nil {
+		return nil, err
+	}
 	r := &pairRuns{Pairs: p, m: m}
 	defer func() {
 		if err != nil {
@@ -112,10 +118,10 @@ func (p *Pairs) open(ctx context.Context, m *transformer.Model) (_ *pairRuns, er
 	}()
 	// Both sides keep the same, so that one program serves them.
 	capture := transformer.Capture{Sites: append(transformer.EdgeSites(), transformer.Embed), Cuts: true}
-	if r.clean, err = m.Run(ctx, p.Clean, capture); err != nil {
+	if r.clean, err = p.Interventions.Run(ctx, m, p.Clean, capture); err != nil {
 		return nil, err
 	}
-	if r.corrupt, err = m.Run(ctx, p.Corrupt, capture); err != nil {
+	if r.corrupt, err = p.Interventions.Run(ctx, m, p.Corrupt, capture); err != nil {
 		return nil, err
 	}
 	if err := r.values(); err != nil {
@@ -163,6 +169,9 @@ func (r *pairRuns) values() error {
 
 // circuits are the metric's means over pairs of circuits of edges, see transformer.Model.RunEdges.
 func (r *pairRuns) circuits(ctx context.Context, sets [][]bool) ([]float64, error) {
+	if len(r.Interventions.Changes) > 0 {
+		return nil, fmt.Errorf("%w that are run edge by edge under interventions", transformer.ErrEdges)
+	}
 	logits, err := r.m.RunEdges(ctx, r.clean, r.corrupt, sets)
 	if err != nil {
 		return nil, err

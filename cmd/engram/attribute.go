@@ -134,11 +134,12 @@ func metricText(p *page, m routes.Metric) string {
 }
 
 type eapFlags struct {
-	pairs  pairFlags
-	method string
-	opts   routes.EAPOptions
-	out    string
-	force  bool
+	pairs   pairFlags
+	changes changeFlags
+	method  string
+	opts    routes.EAPOptions
+	out     string
+	force   bool
 }
 
 func eapMethodNames() []string {
@@ -173,12 +174,19 @@ func (a *app) openPairs(cmd *cobra.Command, f *eapFlags) (*transformer.Model, er
 	if err := f.opts.Check(); err != nil {
 		return nil, usageError{err}
 	}
+	iv, err := f.changes.parse()
+	if err != nil {
+		return nil, err
+	}
 	m, err := a.open(cmd.Context(), f.pairs.estimate()*(2+3*f.opts.Steps))
 	if err != nil {
 		return nil, err
 	}
-	f.opts.Pairs, err = f.pairs.pairs(m)
-	return m, err
+	if f.opts.Pairs, err = f.pairs.pairs(m); err != nil {
+		return nil, err
+	}
+	f.opts.Interventions = iv
+	return m, a.ready(cmd.Context(), &f.changes, &f.opts.Interventions)
 }
 
 func (a *app) attributeEAPCommand() *cobra.Command {
@@ -190,6 +198,7 @@ func (a *app) attributeEAPCommand() *cobra.Command {
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runEAP(cmd, &f) })
 	f.pairs.register(cmd)
 	f.registerScores(cmd, routes.EAPClean)
+	f.changes.register(cmd)
 	cmd.Flags().IntVar(&f.opts.Top, "top", 20, "edges to list")
 	cmd.Flags().StringVarP(&f.out, "out", "o", "", "safetensors file to write scores [writers,readers] to")
 	cmd.Flags().BoolVar(&f.force, "force", false, "replace a file that exists")
@@ -215,9 +224,10 @@ func (a *app) runEAP(cmd *cobra.Command, f *eapFlags) error {
 	got, err := routes.EAP(cmd.Context(), m, f.opts)
 	line.Clear()
 	if err != nil {
-		return err
+		return f.changes.refused(err)
 	}
 	conventions := eapConventions()
+	noteChanges(conventions, &f.opts.Interventions)
 	if f.out != "" {
 		meta := a.meta("engram.eap", m, nil)
 		meta["method"], meta["clean"], meta["corrupt"] = f.method, idsText(f.opts.Clean), idsText(f.opts.Corrupt)

@@ -7,10 +7,11 @@ import (
 )
 
 type ifrFlags struct {
-	prompt promptFlags
-	opts   routes.ComponentIFROptions
-	out    string
-	force  bool
+	prompt  promptFlags
+	changes changeFlags
+	opts    routes.ComponentIFROptions
+	out     string
+	force   bool
 }
 
 func (a *app) attributeIFRCommand() *cobra.Command {
@@ -20,6 +21,7 @@ func (a *app) attributeIFRCommand() *cobra.Command {
 			"takes in, by proximity in the L1 norm, as the mean over positions and prompts. It knows no metric.",
 		cobra.NoArgs, func(cmd *cobra.Command, _ []string) error { return a.runIFR(cmd, &f) })
 	f.prompt.register(cmd)
+	f.changes.register(cmd)
 	c := cmd.Flags()
 	c.IntVar(&f.opts.Top, "top", 20, "edges to list")
 	c.BoolVar(&f.opts.TokenInput, "token-input", false, "the input is the token's embedding without its position's")
@@ -38,18 +40,26 @@ func (a *app) runIFR(cmd *cobra.Command, f *ifrFlags) error {
 			return err
 		}
 	}
+	iv, err := f.changes.parse()
+	if err != nil {
+		return err
+	}
 	m, rows, err := a.prompted(cmd.Context(), cmd, &f.prompt, 0)
 	if err != nil {
 		return err
 	}
-	f.opts.IDs = idRows(rows)
+	f.opts.IDs, f.opts.Interventions = idRows(rows), iv
+	if err := a.ready(cmd.Context(), &f.changes, &f.opts.Interventions); err != nil {
+		return err
+	}
 	got, err := routes.ComponentIFR(cmd.Context(), m, f.opts)
 	if err != nil {
-		return err
+		return f.changes.refused(err)
 	}
 	if f.out != "" {
 		meta := a.meta("engram.ifr", m, nil)
 		meta["ids"] = idsText(f.opts.IDs)
+		noteChanges(meta, &f.opts.Interventions)
 		if err := got.Save(cmd.Context(), f.out, f.force, meta); err != nil {
 			return err
 		}
@@ -57,6 +67,7 @@ func (a *app) runIFR(cmd *cobra.Command, f *ifrFlags) error {
 	conventions := map[string]string{
 		"share": "of proximities in the L1 norm, biases behind heads left out", "mean": "over positions and prompts",
 	}
+	noteChanges(conventions, &f.opts.Interventions)
 	return a.print("ifr", got, conventions, func(p *page) {
 		p.printf("%d edges, mean over the positions of %d prompts\n\n", got.EdgeCount, got.Prompts)
 		p.table(edgeTable(got.Top))

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/engram-go/engram/internal/plot"
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/routes"
 	"github.com/engram-go/engram/transformer"
 )
@@ -18,6 +19,8 @@ import (
 type logitFlags struct {
 	prompt        promptFlags
 	plots         plotFlags
+	changes       changeFlags
+	iv            probes.Interventions
 	target, other string
 	position      int
 	top, norm     int
@@ -26,9 +29,24 @@ type logitFlags struct {
 func (f *logitFlags) register(cmd *cobra.Command) {
 	f.prompt.register(cmd)
 	f.plots.register(cmd)
+	f.changes.register(cmd)
 	c := cmd.Flags()
 	c.StringVar(&f.other, "other", "", "token whose logit is taken from the target's, in the same form")
 	c.IntVar(&f.position, "position", -1, "position whose prediction it is; the last unless given")
+}
+
+// open checks the flags and runs nothing yet.
+func (f *logitFlags) open(a *app, cmd *cobra.Command) (m *transformer.Model, r row, err error) {
+	if err := f.plots.check(cmd); err != nil {
+		return nil, r, err
+	}
+	if f.iv, err = f.changes.parse(); err != nil {
+		return nil, r, err
+	}
+	if m, r, err = a.single(cmd.Context(), cmd, &f.prompt); err != nil {
+		return nil, r, err
+	}
+	return m, r, a.ready(cmd.Context(), &f.changes, &f.iv)
 }
 
 // read gives the tokens and the position; nil stands for what was not given.
@@ -69,25 +87,23 @@ func (a *app) runDLA(cmd *cobra.Command, f *logitFlags) error {
 	if err := positive("top", f.top); err != nil {
 		return err
 	}
-	if err := f.plots.check(cmd); err != nil {
-		return err
-	}
-	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	m, r, err := f.open(a, cmd)
 	if err != nil {
 		return err
 	}
-	opts := routes.DLAOptions{IDs: r.ids()}
+	opts := routes.DLAOptions{IDs: r.ids(), Interventions: f.iv}
 	if opts.Targets, opts.Other, opts.Position, err = f.read(cmd, m); err != nil {
 		return err
 	}
 	got, err := routes.DLA(cmd.Context(), m, opts)
 	if err != nil {
-		return err
+		return f.changes.refused(err)
 	}
 	conventions := map[string]string{
 		"logit": "ahead of any softcap", "norm": "final norm with its statistic at the position",
 		"attn": "heads and the bias behind them", "const": "bias of the final norm and of the unembedding",
 	}
+	noteChanges(conventions, &f.iv)
 	if err := a.draw(cmd, &f.plots, "engram attribute dla", conventions, dlaPlot(got)...); err != nil {
 		return err
 	}
@@ -110,9 +126,17 @@ func writeDLA(p *page, r *routes.DLAResult, top int) {
 		t := &r.Targets[i]
 		p.heading(fmt.Sprintf("%s: %.3f", targetText(p, t, r), t.Logit))
 		rows := &table{header: []string{"", ">attention", ">FFN"}}
+		changed := slices.ContainsFunc(t.Layers, func(l routes.DLALayer) bool { return l.Changed != 0 })
+		if changed {
+			rows.header = append(rows.header, ">added")
+		}
 		rows.add("embedding", "", fmt.Sprintf("%+.3f", t.Embed))
 		for _, l := range t.Layers {
-			rows.add("layer "+strconv.Itoa(l.Layer), fmt.Sprintf("%+.3f", l.Attn), fmt.Sprintf("%+.3f", l.FFN))
+			cells := []string{"layer " + strconv.Itoa(l.Layer), fmt.Sprintf("%+.3f", l.Attn), fmt.Sprintf("%+.3f", l.FFN)}
+			if changed {
+				cells = append(cells, fmt.Sprintf("%+.3f", l.Changed))
+			}
+			rows.add(cells...)
 		}
 		rows.add("constants", "", fmt.Sprintf("%+.3f", t.Const))
 		p.table(rows)
@@ -179,10 +203,7 @@ func (a *app) runALTI(cmd *cobra.Command, f *logitFlags) error {
 	if f.other != "" && f.target == "" {
 		return usagef("--other goes with --target")
 	}
-	if err := f.plots.check(cmd); err != nil {
-		return err
-	}
-	m, r, err := a.single(cmd.Context(), cmd, &f.prompt)
+	m, r, err := f.open(a, cmd)
 	if err != nil {
 		return err
 	}
@@ -193,19 +214,20 @@ func (a *app) runALTI(cmd *cobra.Command, f *logitFlags) error {
 	if len(targets) > 1 {
 		return usagef("--target: %d tokens, want one", len(targets))
 	}
-	opts := routes.ALTIOptions{IDs: r.ids(), Norm: f.norm, Position: position, Other: other}
+	opts := routes.ALTIOptions{IDs: r.ids(), Norm: f.norm, Position: position, Other: other, Interventions: f.iv}
 	if len(targets) == 1 {
 		opts.Target = &targets[0]
 	}
 	got, err := routes.ALTI(cmd.Context(), m, opts)
 	if err != nil {
-		return err
+		return f.changes.refused(err)
 	}
 	conventions := map[string]string{
 		"contributions": fmt.Sprintf("proximity in the L%d norm, heads of a source together, no part for biases", f.norm),
 		"rollout":       "product of the layers' contributions, row = destination",
 		"logits":        "what heads bring from a source, followed down by the rollout of the layers below",
 	}
+	noteChanges(conventions, &f.iv)
 	if err := a.draw(cmd, &f.plots, "engram attribute alti", conventions, a.altiPlot(got)); err != nil {
 		return err
 	}

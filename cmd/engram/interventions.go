@@ -188,9 +188,9 @@ func corpusOptions(m *transformer.Model, limit int) corpus.Options {
 	return opts
 }
 
-// noteChanges tells a result's reader what was changed.
-func noteChanges(conventions map[string]string, iv *probes.Interventions) {
+// noteChanges tells the reader of a result or a file what was changed.
+func noteChanges(notes map[string]string, iv *probes.Interventions) {
 	if len(iv.Changes) > 0 {
-		conventions["interventions"] = strings.Join(iv.Strings(), "; ")
+		notes["interventions"] = strings.Join(iv.Strings(), "; ")
 	}
 }

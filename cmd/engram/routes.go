@@ -228,7 +228,7 @@ func (a *app) runRoutes(cmd *cobra.Command, f *routesFlags) error {
 
 // refused says what can be done about an intervention that routes do not know.
 func (f *changeFlags) refused(err error) error {
-	if f.given() && errors.Is(err, routes.ErrParts) {
+	if f.given() && (errors.Is(err, routes.ErrParts) || errors.Is(err, transformer.ErrEdges)) {
 		return withHint(err, "heads, memories and what is added to the stream can be changed; "+
 			"engram effect takes any intervention")
 	}
