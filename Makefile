@@ -130,7 +130,7 @@ fuzz: setup ## every fuzz target for FUZZTIME (default 10s)
 
 proof-editing: setup ## the editors against the reference on all records, and long sequences of edits; about 30 minutes
 	@$(NATIVE) $(SIMD) ENGRAM_PROOF=1 ENGRAM_TEST_BACKENDS=xla:cpu XLA_FLAGS= \
-		$(GO) test -tags "$$tags" -timeout 120m -v -run '^TestProof' ./editing
+		$(GO) test -tags "$$tags" -timeout 120m -v -run '^(TestProof|TestTraceReference$$)' ./editing
 
 cover: test-all ## coverage by function, and build/coverage.html
 	@$(GO) tool cover -func=build/coverage.out

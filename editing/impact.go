@@ -68,7 +68,7 @@ type ImpactBin struct {
 	From      float64 `json:"from"` // loads in the group, largest and least
 	To        float64 `json:"to"`
 	Positions int     `json:"positions"`
-	Measured  int     `json:"measured"` // contexts, evenly spread over the group
+	Measured  int     `json:"measured"` // contexts, drawn from the group
 	KL        float64 `json:"kl"`       // mean
 	MaxKL     float64 `json:"max_kl"`
 	Flips     float64 `json:"flips"` // share of contexts whose most probable token is another

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"strings"
 
@@ -42,13 +43,23 @@ func (p *impact) bin(b int) (from, to int) {
 	return edge(b), edge(b + 1)
 }
 
-// sample is the ranks of group b that are measured.
+// sample is the ranks of group b that are measured, drawn by their positions: the same are drawn where two with nearly
+// the same load change places.
 func (p *impact) sample(b int) (out []int) {
 	from, to := p.bin(b)
-	n := min(p.opts.Sample, to-from)
-	for i := range n {
-		out = append(out, from+i*(to-from)/n)
+	type drawn struct {
+		by   uint64
+		rank int
 	}
+	all := make([]drawn, 0, to-from)
+	for rank := from; rank < to; rank++ {
+		all = append(all, drawn{rand.NewPCG(uint64(p.order[rank]), 0).Uint64(), rank})
+	}
+	slices.SortFunc(all, func(a, b drawn) int { return cmp.Compare(a.by, b.by) })
+	for _, d := range all[:min(p.opts.Sample, len(all))] {
+		out = append(out, d.rank)
+	}
+	slices.Sort(out)
 	return out
 }
 

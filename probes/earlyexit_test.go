@@ -91,7 +91,7 @@ func exitRows(t *testing.T, m *transformer.Model) [][]int {
 // memories that Updates lists, and those of saturation and of a level of confidence.
 func TestEarlyExitIsItsFormula(t *testing.T) {
 	backendtest.Long(t)
-	m := open(t, backendtest.Open(t, "go"), "stories")
+	m := open(t, backendtest.Open(t, "xla:cpu"), "stories")
 	rows, layers := exitRows(t, m), m.Config.Layers
 	r, err := probes.EarlyExit(t.Context(), m, probes.EarlyExitOptions{Rows: rows, Seeds: []int64{5}, Execute: true})
 	if err != nil {

@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/engram-go/engram/internal/backend"
 	"github.com/engram-go/engram/internal/backend/backendtest"
 	"github.com/engram-go/engram/internal/picture"
 )
@@ -16,7 +18,8 @@ import (
 var update = flag.Bool("update", false, "write what the command prints into the documents and the picture")
 
 // TestDocuments: every output in the README and the guides is what the command prints. A block begins with ```console;
-// each line with "$ " is a command, the lines up to the next are its output.
+// each line with "$ " is a command, the lines up to the next are its output: on XLA, which users have, if it is tested
+// here, and else on the Go backend, which prints the same but for its name.
 func TestDocuments(t *testing.T) {
 	backendtest.Long(t)
 	root := filepath.Join("..", "..")
@@ -26,6 +29,7 @@ func TestDocuments(t *testing.T) {
 	}
 	for _, path := range append(paths, filepath.Join(root, "README.md")) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
+			t.Parallel()
 			text, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
@@ -113,13 +117,16 @@ func output(t *testing.T, dir, line string) string {
 	}
 	cmd := process(t, words[1:]...)
 	cmd.Dir = dir
+	if slices.Contains(backends(), backend.XLACPU) {
+		cmd.Env = append(cmd.Env, "ENGRAM_BACKEND="+backend.XLACPU, backendtest.FlagsEnv+"="+backendtest.QuickFlags)
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	got, err := cmd.Output()
 	if err != nil || stderr.Len() > 0 {
 		t.Fatalf("%s: %v\n%s", line, err, stderr.String())
 	}
-	return string(got)
+	return strings.ReplaceAll(string(got), " · go\n", " · xla:cpu\n")
 }
 
 // split cuts a command line into words; double quotes hold blanks.

@@ -83,9 +83,15 @@ func (a *app) runImpact(cmd *cobra.Command, f *impactFlags) error {
 // contextColumns is how much of a context is shown, from its end.
 const contextColumns = 44
 
+// correlationText gives the correlation to as many digits as hold for a hundred contexts.
+func correlationText(r *editing.ImpactResult) string {
+	return fmt.Sprintf("rank correlation of load and KL %.1f over %d contexts",
+		r.Correlation, r.Related.Measured+r.Unrelated.Measured)
+}
+
 func writeImpact(p *page, r *editing.ImpactResult, unrelated bool) {
-	p.line(fmt.Sprintf("%d edits of %s; %d positions; rank correlation of load and KL %.2f",
-		r.Edits, safe(strings.Join(r.Subjects, ", ")), r.Positions, r.Correlation))
+	p.line(fmt.Sprintf("%d edits of %s; %d positions; %s",
+		r.Edits, safe(strings.Join(r.Subjects, ", ")), r.Positions, correlationText(r)))
 	t := &table{header: []string{">load", ">cosine", ">KL", "before", "after", "", "context"}}
 	for _, c := range r.Contexts {
 		if unrelated && c.Related {
@@ -137,6 +143,6 @@ func impactPicture(r *editing.ImpactResult) plot.Part {
 		l.Ticks = append(l.Ticks, fmt.Sprintf("%.3f", g.From))
 		l.Series[0].Y, l.Series[1].Y = append(l.Series[0].Y, g.KL), append(l.Series[1].Y, g.MaxKL)
 	}
-	text := fmt.Sprintf("%d positions; rank correlation of load and KL %.2f.", r.Positions, r.Correlation)
+	text := fmt.Sprintf("%d positions; %s.", r.Positions, correlationText(r))
 	return plot.Part{Text: text, Picture: l}
 }

@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("ENGRAM_BACKEND", be)
 					env.Setenv("ROOT", root)
-					if name := filepath.Base(env.WorkDir); !slices.Contains(short, strings.TrimPrefix(name, "script-")) {
+					if name := filepath.Base(env.WorkDir); !slices.Contains(ownFlags, strings.TrimPrefix(name, "script-")) {
 						env.Setenv(backendtest.FlagsEnv, backendtest.QuickFlags)
 					}
 					if cache, err := os.UserCacheDir(); err == nil {
@@ -75,9 +75,11 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// short are the scripts that run under the race detector and without cgo, too, and with XLA's own flags: one of each kind
-// of command.
+// short are the scripts that run under the race detector and without cgo, too: one of each kind of command.
 var short = []string{"tokens", "predict", "generate", "memories", "triggers", "edit_files", "trace_bad", "hostile", "other"}
+
+// ownFlags are the scripts that run with XLA's own flags: a forward, its captures, and a search with gradients.
+var ownFlags = []string{"predict", "memories", "edit"}
 
 // scripts are the files of the scripts to run.
 func scripts(t *testing.T) []string {
