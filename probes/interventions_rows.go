@@ -14,7 +14,8 @@ func (iv *Interventions) note(meta map[string]string) {
 	}
 }
 
-// ForRow are the interventions for a batch that begins with row i of another: it takes the values that are its own there.
+// ForRow are the interventions for a batch that begins with row i of another: that row takes the values that are its
+// own there.
 func (iv *Interventions) ForRow(i int) Interventions {
 	out := *iv
 	if n := len(iv.Reference); n > 0 {
