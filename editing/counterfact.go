@@ -16,8 +16,8 @@ type CounterFactRecord struct {
 	Paraphrases  []string // the fact in other words
 	Neighborhood []string // other subjects, of which the old answer is true
 	Generation   []string // prompts to write on from
-	Relation     string   // names of the relation and of the new answer, which a reference text is looked up by
-	TargetID     string
+	// Names of the relation and of the new and the old answer, by which reference texts are looked up.
+	Relation, TargetID, OldID string
 }
 
 // counterFactRecord is a record in either form: CounterFact's own, or the flat one of EasyEdit's data.
@@ -67,7 +67,7 @@ func (r *counterFactRecord) record() (out CounterFactRecord, err error) {
 	if w := r.Rewrite; w != nil {
 		out.Request = Request{w.Prompt, w.Subject, w.TargetNew.Text, w.TargetOld.Text}
 		out.Paraphrases, out.Neighborhood, out.Generation = r.Paraphrases, r.Neighborhood, r.Generation
-		out.Relation, out.TargetID = w.Relation, w.TargetNew.ID
+		out.Relation, out.TargetID, out.OldID = w.Relation, w.TargetNew.ID, w.TargetOld.ID
 	} else {
 		out.Request = Request{r.Prompt, r.Subject, r.Target.Text, r.Old}
 		if r.Prompt == "" {

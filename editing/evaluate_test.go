@@ -296,7 +296,7 @@ func TestBadQuestions(t *testing.T) {
 	}
 }
 
-// TestGenerationMeasures: entropies and a cosine worked out by hand.
+// TestGenerationMeasures: entropies and a cosine worked out by hand, and the perplexity of a text about the subject.
 func TestGenerationMeasures(t *testing.T) {
 	h2 := -0.6*math.Log2(0.6) - 0.4*math.Log2(0.4) // ab 3 times, ba twice; aba and bab twice each
 	near(t, "entropy", editing.NGramEntropy("a b a b a b"), (h2*2/3+4./3)/2, 1e-9)
@@ -304,13 +304,15 @@ func TestGenerationMeasures(t *testing.T) {
 	near(t, "of marks", editing.NGramEntropy("It isn't so, is it?"), (math.Log2(7)*2/3+math.Log2(6)*4/3)/2, 1e-9)
 	refs, err := editing.ParseReferences([]byte(`[
 		{"relation_id":"R","target_id":"T","samples":[{"text":"Red ball"},{"text":"red car"}]},
-		{"relation_id":"R","target_id":"U","samples":[{"text":"blue"}]}]`))
-	if err != nil || refs.Count != 3 {
+		{"relation_id":"R","target_id":"U","samples":[{"name":"Tom","text":"blue"}]},
+		{"relation_id":"R","target_id":"V","samples":[
+			{"name":"Tom","text":"Tom was a boy."},{"name":"Lily","text":"A girl"},{"name":"Tom","text":"He had a dog."}]}]`))
+	if err != nil || refs.Count != 6 {
 		t.Fatalf("%+v, %v", refs, err)
 	}
 	m := open(t, backendtest.Open(t, "go"), "stories")
 	records := someRecords()[:1]
-	records[0].Generation = []string{"Red ball tree"}
+	records[0].Generation, records[0].OldID = []string{"Red ball tree"}, "V"
 	got, err := editing.EvaluateCounterFact(t.Context(), m, records, editing.CounterFactOptions{
 		EvaluateOptions: editing.EvaluateOptions{Editor: someEditor(t, m)},
 		Generate:        &editing.GenerationOptions{Tokens: 1, References: refs}, // the prompt alone
@@ -318,9 +320,17 @@ func TestGenerationMeasures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	red, ball, tree := math.Log(4./3)+1, math.Log(4./2)+1, math.Log(4.)+1 // df 2, 1 and 0 of 3
+	red, ball, tree := math.Log(7./3)+1, math.Log(7./2)+1, math.Log(7.)+1 // df 2, 1 and 0 of 6
 	want := (red*2*red + ball*ball) / math.Sqrt(red*red+ball*ball+tree*tree) / math.Sqrt(4*red*red+2*ball*ball)
 	near(t, "RS", *got.Before.RS, 100*want, 1e-9)
+	ids, sum := idsOf(t, m, "Tom was a boy. He had a dog."), 0.0
+	for n := 1; n < len(ids); n++ {
+		sum += math.Log(nextProbs(t, m, ids[:n])[ids[n]])
+	}
+	near(t, "essence", *got.Before.Essence, math.Exp(-sum/float64(len(ids))), 1e-3)
+	if *got.After.Essence == *got.Before.Essence {
+		t.Error("the essence is that of a model without the edit")
+	}
 }
 
 // accuracyOf is the share of a target's tokens that greedy decoding says, each behind the target's tokens before it.

@@ -24,6 +24,8 @@ type Generated struct {
 	Entropy float64  `json:"entropy"` // of n-grams, bits
 	// Reference is the cosine with the reference texts; nil where there are none of the new answer.
 	Reference *float64 `json:"reference,omitempty"`
+	// Essence is the perplexity of the reference texts about the subject itself; nil where there are none.
+	Essence *float64 `json:"essence,omitempty"`
 }
 
 // generate writes a text on from each generation prompt of a record and measures them.
@@ -62,10 +64,41 @@ func (o *GenerationOptions) generate(
 	for _, text := range g.Texts {
 		g.Entropy += NGramEntropy(text) / float64(len(g.Texts))
 	}
-	if o.References != nil {
-		g.Reference = o.References.similarity(r.Relation, r.TargetID, g.Texts)
+	if o.References == nil {
+		return g, nil
+	}
+	g.Reference = o.References.similarity(r.Relation, r.TargetID, g.Texts)
+	if text, ok := o.References.about[[3]string{r.Relation, r.OldID, r.Request.Subject}]; ok {
+		essence, err := perplexity(ctx, m, text)
+		if err != nil {
+			return nil, fmt.Errorf("texts about %s: %w", r.Request.Subject, err)
+		}
+		g.Essence = &essence
 	}
 	return g, nil
+}
+
+// essenceTokens is how many tokens of the texts about a subject are read.
+const essenceTokens = 100
+
+// perplexity of a text's first tokens as the ROME authors' code has it: exp of −Σ log P over the number of all tokens,
+// though the first is not predicted.
+func perplexity(ctx context.Context, m *transformer.Model, text string) (float64, error) {
+	encoded, err := m.Tokenizer.Encode(text, true)
+	if err != nil {
+		return 0, err
+	}
+	ids := idsOf(encoded)
+	ids = ids[:min(len(ids), essenceTokens, m.Config.Context)]
+	logits, err := logitsOf(ctx, m, [][]int{ids}, nil)
+	if err != nil {
+		return 0, err
+	}
+	sum := 0.0
+	for p, next := range ids[1:] {
+		sum += logSoftmax(logits.At(0, p).Data)[next]
+	}
+	return math.Exp(-sum / float64(len(ids))), nil
 }
 
 // NGramEntropy is the fluency measure GE of Meng et al. (2022) for one text: (⅔·H₂ + 4/3·H₃)/2 with Hₙ the entropy, in
@@ -119,9 +152,11 @@ func pennWords(text string) []string {
 	return strings.Fields(text)
 }
 
-// References are texts that are true of the new answers, by relation and answer, and how rare the words of them are.
+// References are texts about the subjects of which an answer is true, by relation and answer, and how rare the words of
+// them are.
 type References struct {
 	texts map[[2]string]string
+	about map[[3]string]string // those about one subject, by its name
 	idf   map[string]float64
 	none  float64 // for words that no text has
 	Count int     `json:"texts"`
@@ -134,17 +169,21 @@ func ParseReferences(data []byte) (*References, error) {
 		Relation string `json:"relation_id"`
 		Target   string `json:"target_id"`
 		Samples  []struct {
+			Name string `json:"name"`
 			Text string `json:"text"`
 		} `json:"samples"`
 	}
 	if err := json.Unmarshal(data, &list); err != nil {
 		return nil, fmt.Errorf("%w: not a list of reference texts: %w", ErrRequest, err)
 	}
-	r := &References{texts: map[[2]string]string{}, idf: map[string]float64{}}
+	r := &References{texts: map[[2]string]string{}, about: map[[3]string]string{}, idf: map[string]float64{}}
 	for _, item := range list {
 		var all []string
 		for _, s := range item.Samples {
 			all = append(all, s.Text)
+			if at := [3]string{item.Relation, item.Target, s.Name}; s.Name != "" && s.Text != "" {
+				r.about[at] = strings.TrimSpace(r.about[at] + " " + s.Text)
+			}
 			for word := range wordCounts(s.Text) {
 				r.idf[word]++
 			}

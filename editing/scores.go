@@ -21,6 +21,8 @@ type Scores struct {
 	// texts; nil where none were written, or no references given.
 	GE *float64 `json:"GE,omitempty"`
 	RS *float64 `json:"RS,omitempty"`
+	// Essence is the perplexity of reference texts about the subject itself, not in percent; nil where there are none.
+	Essence *float64 `json:"essence,omitempty"`
 	// Interval has half the width of the 95 % interval of each, 1.96·std/√records.
 	Interval map[string]float64 `json:"interval"`
 	Records  int                `json:"records"`
@@ -66,9 +68,11 @@ func (s *Scores) generated(list []CaseScores) {
 	for name, m := range map[string]struct {
 		into **float64
 		of   func(*Generated) *float64
+		unit float64
 	}{
-		"GE": {&s.GE, func(g *Generated) *float64 { return &g.Entropy }},
-		"RS": {&s.RS, func(g *Generated) *float64 { return g.Reference }},
+		"GE":      {&s.GE, func(g *Generated) *float64 { return &g.Entropy }, 100},
+		"RS":      {&s.RS, func(g *Generated) *float64 { return g.Reference }, 100},
+		"essence": {&s.Essence, func(g *Generated) *float64 { return g.Essence }, 1},
 	} {
 		var all []float64
 		for _, c := range list {
@@ -76,7 +80,7 @@ func (s *Scores) generated(list []CaseScores) {
 				continue
 			}
 			if v := m.of(c.Generated); v != nil {
-				all = append(all, 100**v)
+				all = append(all, m.unit**v)
 			}
 		}
 		if len(all) > 0 {

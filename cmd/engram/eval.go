@@ -154,7 +154,7 @@ func (a *app) evalCounterFactCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&f.generate, "generate", false, "write texts on from the generation prompts, for GE")
 	cmd.Flags().IntVar(&f.tokens, "tokens", 100, "tokens of a text, the prompt's included")
 	cmd.Flags().Uint64Var(&f.genSeed, "generate-seed", 0, "of the sampling among the 5 most probable tokens")
-	cmd.Flags().StringVar(&f.references, "references", "", "JSON file of reference texts by relation and answer, for RS")
+	cmd.Flags().StringVar(&f.references, "references", "", "JSON file of reference texts by relation and answer, for RS and essence")
 	return cmd
 }
 
@@ -207,6 +207,7 @@ func (a *app) runCounterFact(cmd *cobra.Command, f *counterFactFlags) error {
 		"S":          "harmonic mean of ES, PS and NS",
 		"GE":         "100·(⅔·H₂ + 4/3·H₃)/2 of n-grams of Penn treebank words, bits; mean over texts",
 		"RS":         "100·cosine of TF-IDF vectors of all generated and all reference texts",
+		"essence":    "perplexity of reference texts about the subject, 100 tokens, e^(−Σ log P / tokens), first token included",
 	})
 	return a.print("counterfact", got, conventions, func(p *page) { writeCounterFact(p, got, f.list) })
 }
@@ -239,7 +240,9 @@ func writeCounterFact(p *page, r *editing.CounterFactResult, list bool) {
 		{"exact_PS", b.ExactPS, c.ExactPS},
 		{"exact_NS", b.ExactNS, c.ExactNS},
 	}
-	for name, pair := range map[string][2]*float64{"GE": {b.GE, c.GE}, "RS": {b.RS, c.RS}} {
+	for name, pair := range map[string][2]*float64{
+		"GE": {b.GE, c.GE}, "RS": {b.RS, c.RS}, "essence": {b.Essence, c.Essence},
+	} {
 		if pair[0] != nil && pair[1] != nil {
 			columns = append(columns, column{name, *pair[0], *pair[1]})
 		}
