@@ -34,25 +34,14 @@ func (r *Resolved) ForRows(rows []int, layer, position int) []transformer.Interv
 		if layer >= 0 && held(&iv, layer) {
 			continue
 		}
-		if iv.Positions != nil {
-			each := len(iv.Units) // values of a position, where every position has its own
-			spread := len(iv.Positions) > 1 && each > 0 && len(iv.Value) == each*len(iv.Positions)
-			var at []int
-			var values []float32
-			for i, p := range iv.Positions {
-				if p < position {
-					continue
-				}
-				if at = append(at, p); spread {
-					values = append(values, iv.Value[i*each:(i+1)*each]...)
-				}
+		iv, some := Moved(iv, func(p int) int {
+			if p < position {
+				return -1
 			}
-			if len(at) == 0 {
-				continue
-			}
-			if iv.Positions = at; spread {
-				iv.Value = values
-			}
+			return p
+		})
+		if !some {
+			continue
 		}
 		for _, row := range rows {
 			iv.Rows = []int{row}
@@ -60,6 +49,30 @@ func (r *Resolved) ForRows(rows []int, layer, position int) []transformer.Interv
 		}
 	}
 	return out
+}
+
+// Moved is an intervention on one row, as a change is resolved to, with its positions where place says; those at −1 are
+// left out, and some says whether any is left. An intervention on all positions stays one.
+func Moved(iv transformer.Intervention, place func(position int) int) (_ transformer.Intervention, some bool) {
+	if iv.Positions == nil {
+		return iv, true
+	}
+	each := len(iv.Units) // values of a position, where every position has its own
+	spread := len(iv.Positions) > 1 && each > 0 && len(iv.Value) == each*len(iv.Positions)
+	var at []int
+	var values []float32
+	for i, p := range iv.Positions {
+		if p = place(p); p < 0 {
+			continue
+		}
+		if at = append(at, p); spread {
+			values = append(values, iv.Value[i*each:(i+1)*each]...)
+		}
+	}
+	if iv.Positions = at; spread {
+		iv.Value = values
+	}
+	return iv, len(at) > 0
 }
 
 // held reports whether the state that enters a layer holds what an intervention does.

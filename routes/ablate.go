@@ -2,8 +2,10 @@ package routes
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -88,6 +90,10 @@ func (a *ablation) layer(ctx context.Context, l int) error {
 	}
 	for i := range a.graphs {
 		for s, t := range a.slots[i] {
+			put, err := a.putBehind(l, t)
+			if err != nil {
+				return err
+			}
 			a.note(i, Node{AttnNode, l, t}, out[transformer.ResidMid].At(i, s).Data)
 			a.note(i, Node{FFNNode, l, t}, out[transformer.FFNOut].At(i, s).Data)
 			y, err := a.post(i, s, l, out)
@@ -101,11 +107,27 @@ func (a *ablation) layer(ctx context.Context, l int) error {
 					y[k] = float32(v)
 				}
 			}
+			for k, v := range put {
+				y[k] += float32(v)
+			}
 			copy(a.x.At(i, s).Data, y)
 			a.note(i, Node{BlockNode, l, t}, y)
 		}
 	}
 	return nil
+}
+
+// putBehind is what changes add to the stream behind what post sums up.
+func (a *ablation) putBehind(l, position int) ([]float64, error) {
+	put, err := a.puts(transformer.ResidPost, l, position)
+	if err != nil || !a.Parallel() {
+		return put, err
+	}
+	mid, err := a.puts(transformer.ResidMid, l, position)
+	if put == nil {
+		return mid, err
+	}
+	return addTo(put, mid), err
 }
 
 // post is the sum of the parts of an I node, with what stands for those that are no edges.
@@ -174,10 +196,7 @@ func (a *ablation) interventions(l int) ([]transformer.Intervention, error) {
 			}
 		}
 	}
-	all := make([]int, n)
-	for i := range all {
-		all[i] = i
-	}
+	all := upTo(n)
 	change := func(s transformer.Site, op transformer.Op, v *transformer.Tensor) transformer.Intervention {
 		return transformer.Intervention{Site: s, Layer: l, Op: op, Positions: all, Value: v.Data}
 	}
@@ -186,8 +205,87 @@ func (a *ablation) interventions(l int) ([]transformer.Intervention, error) {
 		change(transformer.Pattern, transformer.OpSet, pattern),
 		change(transformer.HeadOut, transformer.OpAdd, rest),
 	}
+	for i := range a.graphs {
+		own, err := a.changesOf(i, l)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, own...)
+	}
 	if !a.Parallel() {
 		list = append(list, change(transformer.AttnOut, transformer.OpAdd, skip))
 	}
 	return list, nil
+}
+
+// upTo is 0 … n−1.
+func upTo(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}
+
+// changesOf are the prompt's changes at a layer as interventions on the slots of a graph's row. Those that are in the
+// patterns and in the states entering the layer are left out, and what is added behind the layer.
+func (a *ablation) changesOf(graph, l int) (out []transformer.Intervention, err error) {
+	slot := func(position int) int {
+		if s, ok := slices.BinarySearch(a.slots[graph], position); ok {
+			return s
+		}
+		return -1
+	}
+	for _, iv := range a.changes {
+		switch iv.Site {
+		case transformer.ResidPre, transformer.Query, transformer.Key, transformer.Pattern, transformer.ResidPost:
+			continue
+		}
+		if !iv.Site.InBlock() || iv.Layer != l {
+			continue
+		}
+		list := []transformer.Intervention{iv}
+		if iv.Op == transformer.OpCopy {
+			if list, err = a.copied(&iv); err != nil {
+				return nil, err
+			}
+		}
+		for _, one := range list {
+			if one, some := probes.Moved(one, slot); some {
+				one.Rows = []int{graph}
+				out = append(out, one)
+			}
+		}
+	}
+	return out, nil
+}
+
+// copied is what a copy sets at each of its positions.
+func (a *ablation) copied(iv *transformer.Intervention) (out []transformer.Intervention, err error) {
+	if iv.Site == transformer.Coef && a.Model.Config.HasExperts(iv.Layer) {
+		return nil, fmt.Errorf("%w where memories of experts are those of another prompt", ErrVerify)
+	}
+	from, err := iv.From.Tensor(iv.Site, iv.Layer)
+	if err != nil {
+		return nil, err
+	}
+	positions := iv.Positions
+	for p := 0; iv.Positions == nil && p < min(a.Tokens(), len(iv.From.IDs[0])); p++ {
+		positions = append(positions, p)
+	}
+	for _, p := range positions {
+		x := from.At(0, p)
+		one := transformer.Intervention{
+			Site: iv.Site, Layer: iv.Layer, Op: transformer.OpSet, Units: iv.Units, Positions: []int{p}, Value: x.Data,
+		}
+		if iv.Units != nil {
+			one.Value = nil
+			each := len(x.Data) / x.Shape[0]
+			for _, u := range iv.Units {
+				one.Value = append(one.Value, x.Data[u*each:(u+1)*each]...)
+			}
+		}
+		out = append(out, one)
+	}
+	return out, nil
 }

@@ -316,11 +316,6 @@ func TestRefusedInterventions(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
-	p := openParts(t, m, routes.PartsOptions{IDs: []int{5, 9}, Interventions: iv})
-	graph := graphOf(t, p, threshold(routes.Filter, 0.1))
-	if _, err := routes.Verify(t.Context(), routes.VerifyOptions{Parts: p, Graph: graph}); !errors.Is(err, routes.ErrVerify) {
-		t.Errorf("a check: %v", err)
-	}
 }
 
 // TestMapsUnderInterventions: the maps of a changed run, by two ways of ablating a head; nothing changes nothing; and

@@ -72,6 +72,7 @@ type Parts struct {
 	run     *transformer.Run
 	owned   bool                       // the run is ours to close
 	changes []transformer.Intervention // in the run
+	changed *probes.Resolved           // whose they are; nil for a finished run
 	merges  map[Node]*Merge
 
 	measure *measure // nil where parts are weighed by proximity
@@ -150,8 +151,7 @@ func (p *Parts) runPrompt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer changed.Close()
-	p.opts.Row, p.owned, p.changes = 0, true, changed.Prompt
+	p.opts.Row, p.owned, p.changes, p.changed = 0, true, changed.Prompt, changed
 	sites := PartsSites()
 	for _, s := range []transformer.Site{transformer.HeadOut, transformer.AttnOut} {
 		if p.touches(-1, s) {
@@ -160,7 +160,9 @@ func (p *Parts) runPrompt(ctx context.Context) error {
 	}
 	// A base is what Verify resumes from; it is the same program then.
 	capture := transformer.Capture{Sites: sites, Base: true, Cuts: p.opts.Weighting == ByGradient}
-	p.run, err = p.Model.Run(ctx, ids, capture, p.changes...)
+	if p.run, err = p.Model.Run(ctx, ids, capture, p.changes...); err != nil {
+		changed.Close()
+	}
 	return err
 }
 
@@ -179,6 +181,7 @@ func (p *Parts) Close() {
 	}
 	if p.owned {
 		p.run.Close()
+		p.changed.Close()
 	}
 }
 

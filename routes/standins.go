@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/engram-go/engram/probes"
 	"github.com/engram-go/engram/transformer"
 )
 
@@ -25,11 +26,14 @@ func meanSites() []transformer.Site {
 const referenceRows = 16
 
 // meansOf runs a reference.
-func meansOf(ctx context.Context, m *transformer.Model, rows [][]int) (*standIns, error) {
+func meansOf(
+	ctx context.Context, m *transformer.Model, rows [][]int, changes *probes.Interventions,
+) (*standIns, error) {
 	s := &standIns{means: map[transformer.Site][][2][]float32{}}
 	sums := map[transformer.Site][][2][]float64{}
 	for from := 0; from < len(rows); from += referenceRows {
-		run, err := m.Run(ctx, rows[from:min(from+referenceRows, len(rows))], transformer.Capture{Sites: meanSites()})
+		iv := changes.ForRow(from)
+		run, err := iv.Run(ctx, m, rows[from:min(from+referenceRows, len(rows))], transformer.Capture{Sites: meanSites()})
 		if err != nil {
 			return nil, fmt.Errorf("reference: %w", err)
 		}

@@ -80,7 +80,8 @@ const leastSeparation = 1e-3
 // again from the bottom up: what comes along an edge is what the nodes below then give; for every other part (a head's
 // value from a source, the stream, the FFN) its mean over a reference stands in, or its value in another prompt.
 // Patterns stay those of the prompt, which the decomposition takes as given; norms are computed anew. With all edges
-// the prediction is the model's own, with Patch and none the other prompt's.
+// the prediction is the model's own, with Patch and none the other prompt's. The interventions of the prompt act on all
+// of these, the reference and the other prompt as well.
 //
 // The prediction is read from the root if it is the last layer's state, else at the last position of a run in which the
 // roots have what the graph gives them. Random graphs of equal size say how much of the faithfulness is the method's.
@@ -89,9 +90,6 @@ const leastSeparation = 1e-3
 func Verify(ctx context.Context, opts VerifyOptions) (*VerifyResult, error) {
 	if opts.Parts == nil || opts.Graph == nil || len(opts.Graph.Prompt) != opts.Parts.Tokens() {
 		return nil, fmt.Errorf("%w: it is of another prompt", ErrVerify)
-	}
-	if len(opts.Parts.opts.Interventions.Changes) > 0 {
-		return nil, fmt.Errorf("%w of a prompt under interventions", ErrVerify)
 	}
 	v := &verifier{VerifyOptions: &opts, p: opts.Parts, m: opts.Parts.Model, graph: opts.Graph.subgraph()}
 	if err := v.standIns(ctx); err != nil {
@@ -140,14 +138,14 @@ func (v *verifier) standIns(ctx context.Context) (err error) {
 		if rows == nil {
 			rows = [][]int{v.p.IDs}
 		}
-		v.ins, err = meansOf(ctx, v.m, rows)
+		v.ins, err = meansOf(ctx, v.m, rows, &v.p.opts.Interventions)
 		return err
 	}
 	if len(v.Patch) != v.p.Tokens() {
 		return fmt.Errorf("%w: the prompt has %d tokens, the one to patch from %d", ErrAligned, v.p.Tokens(), len(v.Patch))
 	}
 	v.ins = &standIns{}
-	v.ins.other, err = OpenParts(ctx, v.m, PartsOptions{IDs: v.Patch})
+	v.ins.other, err = OpenParts(ctx, v.m, PartsOptions{IDs: v.Patch, Interventions: v.p.opts.Interventions})
 	return err
 }
 
@@ -172,7 +170,7 @@ func (v *verifier) logits(ctx context.Context, states [][][]float32) (*transform
 		}
 		return v.m.Unembed(x, false)
 	}
-	base, err := v.m.Run(ctx, [][]int{v.p.IDs}, transformer.Capture{Sites: PartsSites(), Base: true})
+	base, err := v.m.Run(ctx, [][]int{v.p.IDs}, transformer.Capture{Sites: PartsSites(), Base: true}, v.p.changes...)
 	if err != nil {
 		return nil, err
 	}
@@ -186,6 +184,9 @@ func (v *verifier) logits(ctx context.Context, states [][][]float32) (*transform
 		}
 		from.Layer = min(from.Layer, n.Layer)
 		ivs = append(ivs, iv)
+	}
+	if v.p.changed != nil {
+		ivs = append(v.p.changed.ForRows(upTo(len(states)), from.Layer, 0), ivs...) // what a root has is set behind them
 	}
 	run, err := v.m.Resume(ctx, base, from,
 		transformer.Capture{Sites: []transformer.Site{transformer.Logits}, Positions: []int{-1}}, ivs...)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/gomlx/compute"
@@ -125,6 +127,49 @@ func TestVerifyAtItsEnds(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestVerifyUnderInterventions: whatever is changed, the graph of all edges gives the model's own prediction then, from
+// any root, and the one of no edges that of the other prompt under the same.
+func TestVerifyUnderInterventions(t *testing.T) {
+	backendtest.Each(t, func(t *testing.T, be compute.Backend) {
+		names := []string{"gpt2", "llama", "gptj", "gemma2", "olmo2", "opt_post", "mixtral"}
+		if be.Name() != "go" {
+			names = names[:1]
+		}
+		for _, name := range names {
+			verifyChanged(t, open(t, be, family(name)), name)
+		}
+	})
+}
+
+func verifyChanged(t *testing.T, m *transformer.Model, name string) {
+	t.Helper()
+	ids, other := []int{5, 9, 3, 11, 2}, []int{7, 1, 3, 12, 4}
+	for _, lines := range allowed(m.Config) {
+		if m.Config.HasExperts(0) {
+			lines = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, "-pre L1N") })
+		}
+		iv := under(t, m, lines...)
+		changed := func(ids []int) []float32 {
+			resolved, err := iv.Resolve(t.Context(), m, [][]int{ids}, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resolved.Close()
+			return logitsOf(t, m, ids, resolved.Prompt...)
+		}
+		x, y := changed(ids), changed(other)
+		p := openParts(t, m, routes.PartsOptions{IDs: ids, Interventions: iv})
+		for _, root := range [][]string{{fmt.Sprintf("I%d_4", m.Config.Layers-1)}, {"M1_4", "I0_3"}} {
+			got := verify(t, routes.VerifyOptions{Parts: p, Graph: everyEdge(t, p, root...), Patch: other, Random: 2})
+			what, target := fmt.Sprint(name, " ", root, " under ", lines), got.Target.ID
+			near(t, what, []float64{got.Clean.Logit, got.Graph.Logit}, []float64{float64(x[target]), float64(x[target])}, 1e-4)
+			if len(root) == 1 {
+				near(t, what+", no edges", []float64{got.Ablated.Logit}, []float64{float64(y[target])}, 1e-4)
+			}
+		}
+	}
 }
 
 // TestVerifyOneEdge: leaving out one edge equals what interventions on the model do: a head's value from a source, the

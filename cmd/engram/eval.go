@@ -154,7 +154,8 @@ func (a *app) evalCounterFactCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&f.generate, "generate", false, "write texts on from the generation prompts, for GE")
 	cmd.Flags().IntVar(&f.tokens, "tokens", 100, "tokens of a text, the prompt's included")
 	cmd.Flags().Uint64Var(&f.genSeed, "generate-seed", 0, "of the sampling among the 5 most probable tokens")
-	cmd.Flags().StringVar(&f.references, "references", "", "JSON file of reference texts by relation and answer, for RS and essence")
+	cmd.Flags().StringVar(&f.references, "references", "",
+		"JSON file of reference texts by relation and answer, for RS and essence")
 	return cmd
 }
 
@@ -207,7 +208,7 @@ func (a *app) runCounterFact(cmd *cobra.Command, f *counterFactFlags) error {
 		"S":          "harmonic mean of ES, PS and NS",
 		"GE":         "100·(⅔·H₂ + 4/3·H₃)/2 of n-grams of Penn treebank words, bits; mean over texts",
 		"RS":         "100·cosine of TF-IDF vectors of all generated and all reference texts",
-		"essence":    "perplexity of reference texts about the subject, 100 tokens, e^(−Σ log P / tokens), first token included",
+		"essence":    "perplexity e^(−Σ log P / tokens) of 100 tokens of reference texts about the subject",
 	})
 	return a.print("counterfact", got, conventions, func(p *page) { writeCounterFact(p, got, f.list) })
 }

@@ -75,10 +75,6 @@ func (f *verifyFlags) register(cmd *cobra.Command) {
 // check refuses flags that do nothing; signed says that parts are weighed by their effect on tokens, changed that there
 // are interventions.
 func (f *verifyFlags) check(cmd *cobra.Command, signed, changed bool) error {
-	if f.on && changed {
-		return withHint(usagef("--verify of a prompt under interventions"),
-			"engram effect tells what interventions do to the prediction")
-	}
 	for _, name := range []string{"reference", "patch", "patch-ids", "other", "random", "seed"} {
 		if cmd.Flags().Changed(name) && !f.on &&
 			!(signed && name == "other") && !(changed && name == "reference") {
