@@ -62,12 +62,16 @@ func TestScripts(t *testing.T) {
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"field": fieldCommand, "shape": shapeCommand, "clean": cleanCommand, "same": sameCommand,
 				},
-				// [xla]: the script runs on XLA, for what takes too long on the Go backend a second time.
+				// [xla]: the script runs on XLA. [both]: it runs on the Go backend and on XLA, which is for what depends on
+				// it; what takes long stops on one of them.
 				Condition: func(name string) (bool, error) {
-					if name != "xla" {
-						return false, fmt.Errorf("unknown condition %q", name)
+					switch name {
+					case "xla":
+						return strings.HasPrefix(be, "xla"), nil
+					case "both":
+						return len(backends()) > 1, nil
 					}
-					return strings.HasPrefix(be, "xla"), nil
+					return false, fmt.Errorf("unknown condition %q", name)
 				},
 				RequireExplicitExec: true,
 			})
