@@ -131,10 +131,10 @@ func TestEdgeScoresUnderInterventions(t *testing.T) {
 		}
 	}
 	pairs.Interventions = under(t, m, lines...)
-	if _, err := routes.EAP(t.Context(), m, routes.EAPOptions{Pairs: pairs, Method: routes.EAPExact}); !errors.Is(err, transformer.ErrEdges) {
+	if _, err := routes.EAP(t.Context(), m, routes.EAPOptions{Pairs: pairs, Method: routes.EAPExact}); !errors.Is(err, routes.ErrMethod) {
 		t.Errorf("edge by edge: %v", err)
 	}
-	if _, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{Pairs: pairs, Scores: &got.EdgeTable}); !errors.Is(err, transformer.ErrEdges) {
+	if _, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{Pairs: pairs, Scores: &got.EdgeTable}); !errors.Is(err, routes.ErrCircuit) {
 		t.Errorf("circuits: %v", err)
 	}
 }

@@ -73,6 +73,9 @@ var ErrCircuit = errors.New("no circuit")
 // with the metric's means over pairs M. Edges on no path from the input to the logits are left out, to a fixed point.
 // Errors wrap ErrCircuit and those of EAP; interventions are refused.
 func Circuits(ctx context.Context, m *transformer.Model, opts CircuitOptions) (*CircuitResult, error) {
+	if len(opts.Interventions.Changes) > 0 {
+		return nil, fmt.Errorf("%w under interventions", ErrCircuit)
+	}
 	if err := opts.fill(ctx, m); err != nil {
 		return nil, err
 	}

@@ -132,6 +132,9 @@ func EAP(ctx context.Context, m *transformer.Model, opts EAPOptions) (*EAPResult
 	if err := opts.Check(); err != nil {
 		return nil, err
 	}
+	if opts.Method == EAPExact && len(opts.Interventions.Changes) > 0 {
+		return nil, fmt.Errorf("%w under interventions: %s runs the model edge by edge", ErrMethod, opts.Method)
+	}
 	runs, err := opts.open(ctx, m)
 	if err != nil {
 		return nil, err

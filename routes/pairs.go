@@ -169,9 +169,6 @@ func (r *pairRuns) values() error {
 
 // circuits are the metric's means over pairs of circuits of edges, see transformer.Model.RunEdges.
 func (r *pairRuns) circuits(ctx context.Context, sets [][]bool) ([]float64, error) {
-	if len(r.Interventions.Changes) > 0 {
-		return nil, fmt.Errorf("%w that are run edge by edge under interventions", transformer.ErrEdges)
-	}
 	logits, err := r.m.RunEdges(ctx, r.clean, r.corrupt, sets)
 	if err != nil {
 		return nil, err
