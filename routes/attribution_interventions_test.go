@@ -119,6 +119,12 @@ func TestEdgeScoresUnderInterventions(t *testing.T) {
 			t.Errorf("%s: an ablated head has %g", method, n)
 		}
 	}
+	for _, method := range []routes.EAPMethod{routes.EAPInputs, routes.EAPActivations} {
+		pairs.Interventions = under(t, m, "resample L1H1,L0N3 @all")
+		both := eapScores(t, m, pairs, method)
+		pairs.Interventions.Reference = pairs.Interventions.Reference[:1] // the only pair's
+		near(t, string(method)+" with values of a reference row", both, eapScores(t, m, pairs, method), 1e-6)
+	}
 	lines := []string{"ablate L1H1 @all", "scale L1N3=2 @all", "steer v@0=1", "set-score L0N3=max @-1"}
 	got := scores(routes.EAPClean, 0, lines...)
 	near(t, "one step", scores(routes.EAPActivations, 1, lines...).Scores, got.Scores, 1e-5)
@@ -137,6 +143,15 @@ func TestEdgeScoresUnderInterventions(t *testing.T) {
 	if _, err := routes.Circuits(t.Context(), m, routes.CircuitOptions{Pairs: pairs, Scores: &got.EdgeTable}); !errors.Is(err, routes.ErrCircuit) {
 		t.Errorf("circuits: %v", err)
 	}
+}
+
+func eapScores(t *testing.T, m *transformer.Model, pairs routes.Pairs, method routes.EAPMethod) []float64 {
+	t.Helper()
+	got, err := routes.EAP(t.Context(), m, routes.EAPOptions{Pairs: pairs, Method: method, Steps: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Scores
 }
 
 // slopeOfFFN is by how much the metric of the only pair moves where a layer's FFN gives a little of what it gives in the

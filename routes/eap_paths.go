@@ -21,6 +21,9 @@ func (e *eap) along(ctx context.Context, portions []float64, from, to int, set s
 		tokens += len(ids)
 	}
 	each := max(1, pathTokens/tokens)
+	if n := len(e.Interventions.Reference); n > 0 && len(e.Clean)%n != 0 {
+		each = 1 // a pair takes its own reference row's values, which it would not where the pairs are repeated
+	}
 	for part := range slices.Chunk(portions, each) {
 		rows := slices.Repeat(e.Clean, len(part))
 		changed, err := e.Interventions.Resolve(ctx, e.m, rows, false)
